@@ -1,0 +1,39 @@
+# make demo | test | test-slow | lint | docs | bench | gpu. Everything runs in .venv, which any of them sets up.
+.PHONY: setup demo test test-slow lint format docs bench gpu clean
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) sh .ci/setup
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m algoperf_torch.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow tests
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(READY)
+	$(BIN)/python -m pytest --benchmark-only benchmarks
+
+clean:
+	rm -rf .venv site dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,63 @@
+"""Which examples make up global batch number `draw`: a function of (seed, draw), the same on every rank."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algoperf_torch.errors import UsageError
+
+
+class EpochSampler:
+    """Shuffled epochs without replacement; the incomplete last batch of an epoch is dropped.
+
+    `indices(draw)` gives this rank's part of the global batch: positions `rank * b` to `(rank + 1) * b` of it, with
+    `b = global_batch_size / world_size`. Nothing is remembered but the last permutation, so any draw can be asked for.
+
+    Raises `UsageError` where the batch is larger than the split or not divisible by the number of ranks.
+    """
+
+    def __init__(
+        self, num_examples: int, global_batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if global_batch_size % world_size:
+            raise UsageError(
+                f"Global batch size {global_batch_size} is not divisible by {world_size} ranks; use a multiple."
+            )
+        if not 0 < global_batch_size <= num_examples:
+            raise UsageError(
+                f"Global batch size {global_batch_size} must be between 1 and the {num_examples} training examples."
+            )
+        self._num_examples = num_examples
+        self._global_batch_size = global_batch_size
+        self._local_batch_size = global_batch_size // world_size
+        self._offset = rank * self._local_batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._permutation: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    @property
+    def draws_per_epoch(self) -> int:
+        return self._num_examples // self._global_batch_size
+
+    def indices(self, draw: int) -> NDArray[np.int64]:
+        """int64 [global_batch_size / world_size], this rank's examples of global batch `draw`."""
+        epoch, batch = divmod(draw, self.draws_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, epoch])).permutation(
+                self._num_examples
+            )
+            self._epoch = epoch
+        start = batch * self._global_batch_size + self._offset
+        return self._permutation[start : start + self._local_batch_size]
+
+    def generator(self, draw: int) -> np.random.Generator:
+        """Random numbers for the augmentation of global batch `draw`.
+
+        The same on every rank: draw for the whole global batch, then take `local(values)`.
+        """
+        return np.random.Generator(np.random.Philox(key=[self._seed % 2**64, 2**63 + draw]))
+
+    def local(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The rank's part of an array whose first dimension runs over the global batch."""
+        return values[self._offset : self._offset + self._local_batch_size]

@@ -1,0 +1,121 @@
+"""What a benchmark author writes: facts, model, loss, batches, and sums from which the metrics follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
+
+
+class Workload(ABC):
+    """A dataset, a model, a loss and metrics, all fixed.
+
+    A variant is another `spec` with other model options, never a subclass. Nothing is opened or read by the constructor;
+    `open` does that and raises `DataError` for data that are missing or altered.
+    """
+
+    prefetch_depth: ClassVar[int] = (
+        2  # batches kept ready by the training stream; 0 where making one costs microseconds
+    )
+    eval_chunks_per_batch: ClassVar[int] = 8  # an evaluation batch is computed in so many chunks of fixed shape
+
+    def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None) -> None:
+        self.spec = spec
+        self.data_dir = data_dir
+
+    def open(self) -> None:
+        """Opens the data and checks them. Raises `DataError`."""
+
+    def evaluation_files(self) -> list[Path]:
+        """Files that hold validation or test examples only: opening one while the clock runs is a violation."""
+        return []
+
+    # ---------------------------------------------------------------- model and loss
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A freshly initialised model, on the current default device; draws from the global torch generator."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Outputs of the model for a batch, before the output activation."""
+        return model(batch["inputs"])
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:
+        """Summed loss, number of valid examples and loss per example, on the device, local to the rank."""
+
+    # ---------------------------------------------------------------- data
+
+    @abstractmethod
+    def train_batches(self, *, seed: int, global_batch_size: int, rank: int, world_size: int) -> Callable[[int], Batch]:
+        """The function draw number -> this rank's share of that global batch, in host memory.
+
+        Sample order and augmentation depend on (seed, draw, position in the global batch), never on the rank.
+        """
+
+    @abstractmethod
+    def eval_examples(self, split: Split, start: int, stop: int, *, seed: int) -> Batch:
+        """Examples `start` to `stop` (exclusive) of an evaluation split, in host memory, not padded.
+
+        `seed` chooses the sample of the training split (`Split.EVAL_TRAIN`); it is fixed for a trial.
+        """
+
+    # ---------------------------------------------------------------- metrics
+
+    @abstractmethod
+    def metric_sums(self, outputs: Any, batch: Batch) -> Tensor:
+        """Sums over one evaluation chunk, float64 [k], on the device; padded examples (`weights` 0) add nothing."""
+
+    @abstractmethod
+    def metrics(self, sums: Tensor, split: Split) -> dict[str, float]:
+        """The metrics of a split from the sums of all its chunks, float64 [num_chunks, k], in chunk order.
+
+        Must not depend on how the chunks were distributed over ranks; `sums.sum(0)` does not.
+        """
+
+    # ---------------------------------------------------------------- evaluation batches
+
+    def chunk_size(self, eval_batch_size: int | None = None) -> int:
+        """Examples in one evaluation forward pass: the same whatever the number of ranks, so that results are too."""
+        return max(1, -(-(eval_batch_size or self.spec.eval_batch_size) // self.eval_chunks_per_batch))
+
+    def eval_batches(
+        self, split: Split, *, seed: int, rank: int = 0, world_size: int = 1, eval_batch_size: int | None = None
+    ) -> Iterator[tuple[int, Batch]]:
+        """(chunk number, batch in host memory) of this rank: chunk c belongs to rank c modulo `world_size`.
+
+        Every chunk has the same shapes: the last is padded with zeros; `weights` (float32 [chunk]) mark what is real.
+        """
+        size, total = self.chunk_size(eval_batch_size), self.spec.num_examples(split)
+        for chunk in range(rank, -(-total // size), world_size):
+            start, stop = chunk * size, min((chunk + 1) * size, total)
+            yield chunk, pad_batch(self.eval_examples(split, start, stop, seed=seed), stop - start, size)
+
+    def num_chunks(self, split: Split, eval_batch_size: int | None = None) -> int:
+        return -(-self.spec.num_examples(split) // self.chunk_size(eval_batch_size))
+
+
+def pad_batch(batch: Batch, num_examples: int, size: int) -> Batch:
+    """The batch with zeros appended to `size` examples, and `weights` that are 0 for them.
+
+    Weights that the batch already has (per example or per token) are kept and padded with zeros.
+    """
+    if "weights" not in batch:
+        batch = {**batch, "weights": torch.ones(num_examples)}
+    if num_examples == size:
+        return batch
+
+    def pad(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.cat([value, value.new_zeros(size - num_examples, *value.shape[1:])])
+        if isinstance(value, tuple):
+            return tuple(pad(item) for item in value)
+        return value
+
+    return {key: pad(value) for key, value in batch.items()}

@@ -1,0 +1,102 @@
+"""Modules whose switches are tensors, so that changing them never recompiles: dropout rate, batch-norm update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Dropout(nn.Module):
+    """Dropout whose rate is a tensor. Rate 0 is the exact identity; in evaluation mode nothing is dropped."""
+
+    rate: Tensor
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = (torch.rand_like(x) >= self.rate).to(x.dtype)
+        return x * (keep / (1 - self.rate).to(x.dtype))
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over fixed groups of the global batch, for inputs [batch, channels, ...].
+
+    In training mode the batch is cut into groups of `group_size` examples (0, or a batch that it does not divide: one
+    group), each normalised by its own mean and biased variance. The running statistics move by `momentum` towards the
+    groups' average mean and unbiased variance; that is linear, so averaging them over ranks gives exactly what one rank
+    with the whole batch would have. `update` (a tensor, 1 or 0) switches the running statistics off.
+    """
+
+    update: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.momentum: float = momentum
+        self.group_size = 0
+        self.register_buffer("update", torch.ones(()), persistent=False)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"BatchNorm expects [batch, channels, ...], got {tuple(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not self.training:
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        batch = input.shape[0]
+        groups = batch // self.group_size if self.group_size and batch % self.group_size == 0 else 1
+        x = input.reshape(groups, batch // groups, input.shape[1], -1)
+        var, mean = torch.var_mean(x, dim=(1, 3), correction=0, keepdim=True)  # [groups, 1, channels, 1]
+        normalised = ((x - mean) * torch.rsqrt(var + self.eps)).reshape(input.shape)
+        count = x.shape[1] * x.shape[3]
+        with torch.no_grad():
+            step = self.momentum * self.update
+            self.running_mean.lerp_(mean.detach().mean(dim=0).flatten(), step)
+            self.running_var.lerp_(var.detach().mean(dim=0).flatten() * (count / max(count - 1, 1)), step)
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        return normalised * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+
+def set_batch_norm_update(model: nn.Module, update: bool) -> None:
+    """Whether forward passes in training mode move the running statistics."""
+    for module in model.modules():
+        if isinstance(getattr(module, "update", None), Tensor):
+            module.update.fill_(float(update))  # type: ignore[operator]
+
+
+def set_batch_norm_group_size(model: nn.Module, group_size: int) -> None:
+    """Number of examples that share batch statistics; a Python number, to be set before the model is compiled."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.group_size = group_size
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Sets the rate of every `Dropout` of the model. Raises `ValueError` outside [0, 1)."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"Dropout rate {rate} is outside [0, 1).")
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.rate.fill_(rate)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Floating-point buffers that training moves (running means and variances), in module order."""
+    persistent: list[Any] = [
+        buffer
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set and buffer.is_floating_point()
+    ]
+    return persistent
