@@ -46,7 +46,7 @@ def evaluate(
         model.eval()
         try:
             for split in evaluated_splits(workload):
-                rows = _chunk_sums(workload, forward, split, ranks, seed, eval_batch_size)
+                rows = _chunk_sums(workload, model, forward, split, ranks, seed, eval_batch_size)
                 for name, value in workload.metrics(rows, split).items():
                     results[f"{split.prefix}/{name}"] = value
                 if split is not Split.EVAL_TRAIN:
@@ -57,7 +57,13 @@ def evaluate(
 
 
 def _chunk_sums(
-    workload: Workload, forward: Callable[[Batch], Any], split: Split, ranks: Ranks, seed: int, eval_batch_size: int | None
+    workload: Workload,
+    model: nn.Module,
+    forward: Callable[[Batch], Any],
+    split: Split,
+    ranks: Ranks,
+    seed: int,
+    eval_batch_size: int | None,
 ) -> Tensor:
     """float64 [num_chunks, k] in host memory, complete on every rank."""
     num_chunks = workload.num_chunks(split, eval_batch_size)
@@ -69,7 +75,7 @@ def _chunk_sums(
     for chunk, batch in batches:
         on_device = to_device(batch, ranks.device)
         chunks.append(chunk)
-        sums.append(workload.metric_sums(forward(on_device), on_device))
+        sums.append(workload.evaluate_chunk(model, forward, on_device))
     (width,) = ranks.maximum(len(sums[0]) if sums else 0)  # a rank without a chunk learns the row's length
     rows = torch.zeros(num_chunks, int(width), dtype=torch.float64)
     if sums:

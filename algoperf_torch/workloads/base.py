@@ -72,6 +72,13 @@ class Workload(ABC):
     def metric_sums(self, outputs: Any, batch: Batch) -> Tensor:
         """Sums over one evaluation chunk, float64 [k], on the device; padded examples (`weights` 0) add nothing."""
 
+    def evaluate_chunk(self, model: nn.Module, forward: Callable[[Batch], Any], batch: Batch) -> Tensor:
+        """`metric_sums` of one evaluation chunk. `forward` runs the compiled model, `model` is the bare one.
+
+        Overridden where a metric needs more than a forward pass, such as decoding.
+        """
+        return self.metric_sums(forward(batch), batch)
+
     @abstractmethod
     def metrics(self, sums: Tensor, split: Split) -> dict[str, float]:
         """The metrics of a split from the sums of all its chunks, float64 [num_chunks, k], in chunk order.
