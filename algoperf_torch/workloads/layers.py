@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,18 +12,23 @@ from torch.nn import functional
 
 
 class Dropout(nn.Module):
-    """Dropout whose rate is a tensor. Rate 0 is the exact identity; in evaluation mode nothing is dropped."""
+    """Dropout whose rate is a tensor. Rate 0 is the exact identity; in evaluation mode nothing is dropped.
+
+    With `whole_channels`, an input [batch, channels, ...] loses whole channels instead of single elements.
+    """
 
     rate: Tensor
 
-    def __init__(self, rate: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.0, *, whole_channels: bool = False) -> None:
         super().__init__()
+        self.whole_channels = whole_channels
         self.register_buffer("rate", torch.tensor(float(rate)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        keep = (torch.rand_like(x) >= self.rate).to(x.dtype)
+        shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.whole_channels else x.shape
+        keep = (torch.rand(shape, dtype=x.dtype, device=x.device) >= self.rate).to(x.dtype)
         return x * (keep / (1 - self.rate).to(x.dtype))
 
 
@@ -100,3 +107,25 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
         if name not in module._non_persistent_buffers_set and buffer.is_floating_point()
     ]
     return persistent
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "leaky_relu": partial(functional.leaky_relu, negative_slope=0.2),
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "tanh": torch.tanh,
+}
+
+_TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal that is truncated to [-2, 2]
+
+
+def truncated_normal_(weight: Tensor) -> None:
+    """A normal cut at two standard deviations, scaled so that the result has variance 1 / fan-in.
+
+    The fan-in is the product of all dimensions but the first: for a transposed convolution, whose weight is
+    [in, out, height, width], that is out * height * width.
+    """
+    std = (weight.shape[0] / weight.numel()) ** 0.5 / _TRUNCATED_STD
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
