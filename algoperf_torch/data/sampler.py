@@ -61,3 +61,10 @@ class EpochSampler:
     def local(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         """The rank's part of an array whose first dimension runs over the global batch."""
         return values[self._offset : self._offset + self._local_batch_size]
+
+
+def subset(num_examples: int, size: int, *, seed: int) -> NDArray[np.int64]:
+    """int64 [size]: a random sample without replacement, in random order; a function of its arguments."""
+    if not 0 < size <= num_examples:
+        raise UsageError(f"Cannot draw {size} of {num_examples} examples without replacement.")
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, 2**63 - 1])).permutation(num_examples)[:size]

@@ -1,0 +1,43 @@
+"""All workloads by name, without importing torch until one is built.
+
+A dataset's package holds its facts in `SPECS` (workload name -> `WorkloadSpec`) and its code in the module `workload`,
+whose `build(spec, data_dir)` makes any of them: a variant is another entry of `SPECS` and other model options, no class.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from algoperf_torch.errors import UnknownNameError
+from algoperf_torch.spec import WorkloadSpec
+
+if TYPE_CHECKING:
+    from algoperf_torch.workloads.base import Workload
+
+WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module that holds it
+    "digits": "digits",
+}
+
+
+def workload_names() -> list[str]:
+    return sorted(WORKLOADS)
+
+
+def workload_spec(name: str) -> WorkloadSpec:
+    """The facts of a workload; imports no torch. Raises `UnknownNameError`."""
+    specs: dict[str, WorkloadSpec] = import_module(_package(name)).SPECS
+    return specs[name]
+
+
+def build_workload(name: str, data_dir: Path | None = None) -> Workload:
+    """A workload whose data lie in the folder `data_dir`/<dataset>; reads nothing. Raises `UnknownNameError`."""
+    workload: Workload = import_module(f"{_package(name)}.workload").build(workload_spec(name), data_dir)
+    return workload
+
+
+def _package(name: str) -> str:
+    if name not in WORKLOADS:
+        raise UnknownNameError("workload", name, WORKLOADS)
+    return f"algoperf_torch.workloads.{WORKLOADS[name]}"
