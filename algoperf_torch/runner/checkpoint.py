@@ -27,7 +27,7 @@ _FILE = re.compile(r"checkpoint_(\d{9})\.pt")
 
 def encode(value: Any, where: str) -> Any:
     """`value` as tensors and plain containers. Raises `CheckpointError` naming the key that cannot be stored."""
-    if value is None or isinstance(value, bool | int | float | str) and type(value) in (bool, int, float, str):
+    if value is None or (isinstance(value, bool | int | float | str) and type(value) in (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
         return value.detach()
@@ -36,13 +36,17 @@ def encode(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray):
         return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {_NAMED_TUPLE: [encode(item, f"{where}.{name}") for name, item in zip(value._fields, value, strict=True)]}
+        return {
+            _NAMED_TUPLE: [encode(item, f"{where}.{name}") for name, item in zip(value._fields, value, strict=True)]
+        }
     if type(value) in (tuple, list):
         return type(value)(encode(item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(value, dict):
         for key in value:
             if type(key) not in (str, int, tuple, bool):
-                raise CheckpointError(f"Cannot save {where}: the key {key!r} is a {type(key).__name__}. Use str or int keys.")
+                raise CheckpointError(
+                    f"Cannot save {where}: the key {key!r} is a {type(key).__name__}. Use str or int keys."
+                )
         return {key: encode(item, f"{where}[{key!r}]") for key, item in value.items()}
     raise CheckpointError(
         f"Cannot save {where}: it is a {type(value).__module__}.{type(value).__qualname__}. "
@@ -57,7 +61,9 @@ def decode(value: Any, fresh: Any, where: str) -> Any:
             return value[_ARRAY].numpy()
         if set(value) == {_NAMED_TUPLE}:
             if not (isinstance(fresh, tuple) and hasattr(fresh, "_fields")) or len(fresh) != len(value[_NAMED_TUPLE]):
-                raise CheckpointError(f"Cannot restore {where}: the freshly built submission has no such named tuple there.")
+                raise CheckpointError(
+                    f"Cannot restore {where}: the freshly built submission has no such named tuple there."
+                )
             return type(fresh)(
                 *(
                     decode(item, new, f"{where}.{name}")
@@ -82,7 +88,9 @@ def random_state(device: torch.device, generators: Mapping[str, torch.Generator]
         parts.append(torch.cuda.get_rng_state(device))
     parts += [generator.get_state() for generator in generators.values()]
     lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
-    return torch.cat([torch.tensor([len(parts)], dtype=torch.int64).view(torch.uint8), lengths.view(torch.uint8), *parts])
+    return torch.cat(
+        [torch.tensor([len(parts)], dtype=torch.int64).view(torch.uint8), lengths.view(torch.uint8), *parts]
+    )
 
 
 def restore_random_state(state: Tensor, device: torch.device, generators: Mapping[str, torch.Generator]) -> None:
@@ -90,7 +98,9 @@ def restore_random_state(state: Tensor, device: torch.device, generators: Mappin
     count = int(state[:8].clone().view(torch.int64))
     expected = 1 + (device.type == "cuda") + len(generators)
     if count != expected:
-        raise CheckpointError(f"The checkpoint holds {count} random generators, this run has {expected}; was it made on another device?")
+        raise CheckpointError(
+            f"The checkpoint holds {count} random generators, this run has {expected}; was it made on another device?"
+        )
     lengths = state[8 : 8 * (1 + count)].clone().view(torch.int64).tolist()
     parts = list(state[8 * (1 + count) :].split(lengths))
     torch.set_rng_state(parts.pop(0).clone())
@@ -121,13 +131,17 @@ def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
                 old.unlink()
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"Cannot write checkpoint {path}: {error}. Free the disk or use --no-checkpoint.") from error
+        raise CheckpointError(
+            f"Cannot write checkpoint {path}: {error}. Free the disk or use --no-checkpoint."
+        ) from error
     return path
 
 
 def latest(directory: Path) -> Path | None:
     """The newest complete checkpoint of a trial directory."""
-    found = [path for path in directory.glob("checkpoint_*.pt") if _FILE.fullmatch(path.name)] if directory.is_dir() else []
+    found = (
+        [path for path in directory.glob("checkpoint_*.pt") if _FILE.fullmatch(path.name)] if directory.is_dir() else []
+    )
     return max(found, default=None)
 
 
@@ -140,7 +154,9 @@ def load(path: Path, *, identity: Mapping[str, Any]) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"Cannot read checkpoint {path}: {_first_line(error)} Delete it to start the trial afresh.") from error
+        raise CheckpointError(
+            f"Cannot read checkpoint {path}: {_first_line(error)} Delete it to start the trial afresh."
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}. Delete it to start the trial afresh.")
     stored = state.get("identity", {})

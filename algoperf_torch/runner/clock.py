@@ -106,7 +106,5 @@ def steps_to_next_check(remaining: float, seconds_per_step: float, tolerance: fl
     """
     if seconds_per_step <= 0.0:
         return 1
-    if remaining <= tolerance:
-        return 1
-    half = min(remaining / 2, CHECK_SECONDS)
-    return max(1, int(half / seconds_per_step))
+    jump = min(max(remaining, tolerance) / 2, CHECK_SECONDS)
+    return max(1, int(jump / seconds_per_step))

@@ -57,6 +57,13 @@ class Ranks:
         dist.all_gather(gathered, padded, group=self.control)
         return [item[: int(size)].clone() for item, size in zip(gathered, sizes, strict=True)]
 
+    def broadcast_text(self, text: str) -> str:
+        """Rank 0's text, on every rank."""
+        own = (
+            torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+        )
+        return bytes(self.gather_bytes(own)[0].tolist()).decode()
+
     def barrier(self) -> None:
         if self.control is not None:
             dist.barrier(group=self.control)
@@ -85,7 +92,9 @@ def _environment_number(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"Environment variable {name}={text!r} is not a number. Start with torchrun, or unset it.") from None
+        raise UsageError(
+            f"Environment variable {name}={text!r} is not a number. Start with torchrun, or unset it."
+        ) from None
 
 
 def join(device: Literal["auto", "cpu", "cuda"]) -> Ranks:

@@ -98,6 +98,10 @@ class CsvLog:
         csv.writer(header, lineterminator="\n").writerow(self.columns)
         write_atomically(self.path, header.getvalue() + _format(rows, self.columns))
 
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.columns = []
+
 
 def _format(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     text = io.StringIO()
@@ -160,8 +164,11 @@ class TrialRecord:
             directory.mkdir(parents=True, exist_ok=True)
             self.heartbeat = Heartbeat(directory / "heartbeat")
         except OSError as error:
-            raise UsageError(f"Cannot write to {directory}: {error.strerror or error}. Choose another --out.") from error
+            raise UsageError(
+                f"Cannot write to {directory}: {error.strerror or error}. Choose another --out."
+            ) from error
         self.summary: dict[str, Any] = {}
+        self.num_measurements = 0
         self._evaluations = CsvLog(directory / "eval_measurements.csv")
         self._measurements = CsvLog(directory / "measurements.csv")
 
@@ -177,22 +184,31 @@ class TrialRecord:
         self.summary.update(values, heartbeat=time.time())
         write_json(self.directory / "trial.json", self.summary)
 
-    def restore(self, evaluations: Sequence[Row], measurements: Sequence[Mapping[str, Any]]) -> None:
-        """Brings both CSV files into line with the rows of a checkpoint."""
-        for log, rows in ((self._evaluations, evaluations), (self._measurements, measurements)):
-            if rows:
-                log.replace(rows)
-            else:
-                log.path.unlink(missing_ok=True)
-                log.columns = []
+    def restore(self, evaluations: Sequence[Row], num_measurements: int, last: Sequence[Mapping[str, Any]]) -> None:
+        """Brings both CSV files into line with a checkpoint.
+
+        Args:
+            evaluations: all rows of evaluations so far.
+            num_measurements: how many rows `measurements.csv` had when the checkpoint was complete.
+            last: the last of them, which a crash may have kept from the file.
+        """
+        self._evaluations.replace(evaluations) if evaluations else self._evaluations.remove()
+        kept = (
+            read_rows(self._measurements.path)[: num_measurements - len(last)]
+            if self._measurements.path.exists()
+            else []
+        )
+        self._measurements.replace([*kept, *last]) if kept or last else self._measurements.remove()
+        self.num_measurements = num_measurements
 
     def add_evaluation(self, row: Row, scalars: Sequence[Mapping[str, Any]]) -> None:
         """One evaluation: a line in both files, after the scalars that the submission logged before it."""
         self._evaluations.append([row])
-        self._measurements.append([*scalars, row])
+        self.add_measurements([*scalars, row])
 
     def add_measurements(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._measurements.append(rows)
+        self.num_measurements += len(rows)
 
     def close(self) -> None:
         self.heartbeat.close()

@@ -1,0 +1,354 @@
+"""From options to a trial that is ready to run: directory, seeds, workload, model, algorithm, checkpoint."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from algoperf_torch import __version__
+from algoperf_torch.data.stream import TrainStream
+from algoperf_torch.errors import AlgoPerfError, HyperparameterError, LogError, UsageError
+from algoperf_torch.optim.context import Engine, TrainingContext
+from algoperf_torch.runner import checkpoint
+from algoperf_torch.runner.clock import make_clock
+from algoperf_torch.runner.distributed import Ranks
+from algoperf_torch.runner.engine import build_engine, seeded_model, warm_up
+from algoperf_torch.runner.options import Budget, RunOptions, parse_budget
+from algoperf_torch.runner.record import SCHEMA_VERSION, TrialRecord, read_json, trial_directory
+from algoperf_torch.runner.search_space import load_search_space, parse_hparams, points
+from algoperf_torch.runner.seeds import TrialSeeds, draw_run_seed, draw_trial_seed
+from algoperf_torch.runner.status import Phase, Status
+from algoperf_torch.runner.submissions import Submission
+from algoperf_torch.runner.trial import Rules, Trial, blame
+from algoperf_torch.runner.validity import Guards
+from algoperf_torch.spec import Hyperparameters, Ruleset
+from algoperf_torch.versions import BenchmarkVersion
+from algoperf_torch.workloads.base import Workload
+from algoperf_torch.workloads.layers import set_batch_norm_update, set_dropout
+from algoperf_torch.workloads.roles import parameter_roles
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the trial writes and what it found there; equal on all ranks."""
+
+    directory: Path
+    run_seed: int
+    checkpoint: Path | None
+
+
+def hyperparameters_of(options: RunOptions, submission: Submission, version: BenchmarkVersion) -> Hyperparameters:
+    """The point of this trial: from `--hparams`, else number `--trial` of the search space; none when self-tuning.
+
+    Raises `HyperparameterError` where the space has fewer points than the trial's number.
+    """
+    if options.ruleset is Ruleset.SELF:
+        return Hyperparameters()
+    if options.hparams:
+        return parse_hparams(options.hparams)
+    space = load_search_space(options.search_space) if options.search_space else submission.search_space
+    if space is None:
+        return Hyperparameters()
+    wanted = max(version.num_trials(options.ruleset), options.trial)
+    found = points(space, wanted)
+    if options.trial > len(found):
+        raise HyperparameterError(f"--trial {options.trial}: the search space has only {len(found)} points.")
+    return found[options.trial - 1]
+
+
+def claim_directory(options: RunOptions, submission: str) -> Place:
+    """Takes the trial's directory for this process; called on rank 0 only.
+
+    Raises `UsageError` where another process runs the trial, where it is finished, or where it cannot be written.
+    """
+    directory = trial_directory(options.out, submission, options.study, options.workload, options.trial)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"Cannot write to {directory}: {error.strerror or error}. Choose another --out.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends
+    except OSError as error:
+        raise UsageError(f"{directory} is in use: this trial is running in another process.") from error
+    if options.overwrite:
+        for path in directory.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    run_seed = options.seed if options.seed is not None else draw_run_seed()
+    saved = checkpoint.latest(directory)
+    if (directory / "trial.json").exists():
+        old = read_json(directory / "trial.json")
+        status = old.get("status")
+        if status not in (Status.RUNNING, Status.PREEMPTED) and not old.get("void"):
+            raise UsageError(
+                f"{directory} already holds a finished trial ({status}). Use --overwrite, or another --out."
+            )
+        if not (options.resume and saved):
+            raise UsageError(
+                f"{directory} holds an unfinished trial without a checkpoint to go on from. Use --overwrite to start afresh."
+            )
+        if options.seed is None:
+            run_seed = int(old["seeds"]["run"])
+    return Place(directory, run_seed, saved if options.resume else None)
+
+
+def share_place(options: RunOptions, submission: str, ranks: Ranks) -> Place:
+    """`claim_directory` on rank 0, its outcome on every rank."""
+    message: dict[str, Any] = {}
+    if ranks.is_main:
+        try:
+            place = claim_directory(options, submission)
+            message = {
+                "directory": str(place.directory),
+                "run_seed": place.run_seed,
+                "checkpoint": str(place.checkpoint) if place.checkpoint else None,
+            }
+        except AlgoPerfError as error:
+            message = {"error": str(error)}
+    message = json.loads(ranks.broadcast_text(json.dumps(message)))
+    if "error" in message:
+        raise UsageError(message["error"])
+    saved = message["checkpoint"]
+    return Place(Path(message["directory"]), message["run_seed"], Path(saved) if saved else None)
+
+
+def budget_of(options: RunOptions, version: BenchmarkVersion) -> Budget:
+    """Submission seconds and steps after which the trial ends."""
+    budget = Budget(version.budget_seconds(options.workload, options.ruleset))
+    if options.budget is not None:
+        budget = parse_budget(options.budget, lambda runs: reference_seconds(runs, options.workload))
+    limits = [budget.steps, version.step_limit(options.workload, options.ruleset), options.max_steps]
+    return Budget(budget.seconds, min((limit for limit in limits if limit is not None), default=None))
+
+
+def reference_seconds(runs: Path, workload: str) -> float:
+    """Median time to target of the trials of one workload in a directory of runs. Raises `UsageError` if there is none."""
+    times = []
+    for path in sorted(runs.glob(f"**/study_*/{workload}_pytorch/trial_*/trial.json")):
+        try:
+            seconds = read_json(path).get("result", {}).get("validation_seconds")
+        except LogError as error:
+            raise UsageError(f"--budget: {error}") from error
+        if seconds is not None:
+            times.append(float(seconds))
+    if not times:
+        raise UsageError(
+            f"--budget: no trial of {workload} in {runs} reached its target, so there is no time to scale."
+        )
+    return statistics.median(times)
+
+
+def batch_size_of(workload: Workload, batch_sizes: Mapping[str, int], ranks: Ranks, micro_batch: int | None) -> int:
+    """The submission's global batch size for this workload, else for its base, else the reference size.
+
+    Raises `UsageError` where it cannot be divided over the ranks or into micro-batches.
+    """
+    spec = workload.spec
+    size = batch_sizes.get(spec.name, batch_sizes.get(spec.base, spec.batch_size))
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise UsageError(
+            f"The submission's batch size for {spec.name} is {size!r}. It must be a whole number of at least 1."
+        )
+    if size % ranks.world_size:
+        raise UsageError(
+            f"The global batch of {size} examples is not divisible by {ranks.world_size} ranks. "
+            "Use another number of ranks, or another batch size."
+        )
+    if micro_batch is not None and (size // ranks.world_size) % micro_batch:
+        raise UsageError(
+            f"--micro-batch {micro_batch} does not divide the {size // ranks.world_size} examples of a rank."
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `build_trial` is given."""
+
+    options: RunOptions
+    version: BenchmarkVersion
+    workload: Workload
+    submission: Submission
+    hyperparameters: Hyperparameters
+    ranks: Ranks
+    place: Place
+    guards: Guards
+    record: TrialRecord | None
+
+
+def build_trial(parts: Parts, **callbacks: Any) -> tuple[Trial, dict[str, float]]:
+    """The trial, restored from its checkpoint if there is one, and the seconds that each part of the set-up took."""
+    options, ranks, workload, submission = parts.options, parts.ranks, parts.workload, parts.submission
+    seconds = Stopwatch()
+    seeds = TrialSeeds.derive(trial_seed(parts.place.run_seed, options), options.ruleset)
+    size = batch_size_of(workload, submission.algorithm.batch_sizes, ranks, options.micro_batch)
+    terms = parts.version.terms(options.workload)
+    rules = Rules(
+        protocol=parts.version.protocol,
+        terms=terms,
+        budget=budget_of(options, parts.version),
+        eval_period=options.eval_period or terms.eval_period_seconds,
+        eval_batch_size=terms.eval_batch_size,
+        global_batch_size=size,
+        eval_seed=seeds.data[1],
+    )
+    make_batch = workload.train_batches(
+        seed=seeds.data[0], global_batch_size=size, rank=ranks.rank, world_size=ranks.world_size
+    )
+    stream = TrainStream(make_batch, device=ranks.device, depth=workload.prefetch_depth)
+    engine = build_engine(
+        workload,
+        ranks,
+        seed=seeds.model[0],
+        global_batch_size=size,
+        batch_norm_groups=parts.version.protocol.batch_norm_groups,
+        compiled=options.compile,
+    )
+    seconds.lap("model")
+    clock = make_clock(options.clock, ranks.synchronize)
+    context = TrainingContext(
+        step_hint=rules.budget.steps or terms.step_hint,
+        budget_seconds=rules.budget.seconds,
+        loss_kind=workload.spec.loss,
+        target=terms.validation,
+        model=engine.model,
+        parameters=parameter_roles(engine.model),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        generator=torch.Generator(ranks.device).manual_seed(seeds.optimizer[0]),
+        data_generator=torch.Generator().manual_seed(seeds.data[1]),
+        engine=Engine(
+            forward_compiled=engine.forward_compiled,
+            forward_eager=engine.forward_eager,
+            loss=engine.loss,
+            elapsed=lambda: clock.elapsed(context.step),
+            build_model=lambda seed: seeded_model(workload, seed).to(ranks.device),
+            set_batch_norm_update=lambda update: set_batch_norm_update(engine.model, update),
+            set_dropout=lambda rate: set_dropout(engine.model, rate),
+            no_sync=engine.no_sync,
+            process_group=torch.distributed.group.WORLD if ranks.world_size > 1 else None,
+        ),
+        num_microbatches=size // ranks.world_size // options.micro_batch if options.micro_batch else 1,
+    )
+    torch.manual_seed(seeds.loop[0] + ranks.rank)  # dropout masks differ between ranks
+    if parts.record is not None:
+        parts.record.heartbeat.enter(Phase.INIT, 0)
+    try:
+        algorithm = submission.algorithm.from_context(engine.model, parts.hyperparameters, context)
+    except BaseException as error:
+        raise blame(error, "its construction") from error
+    if parts.record is not None:
+        parts.record.heartbeat.enter(Phase.SETUP, 0)
+    seconds.lap("init")
+    parts.guards.built(engine.model, algorithm, context, workload, seconds.laps["init"])
+    if options.compile and parts.version.protocol.compile_policy == "prewarmed":
+        warm_up(engine, make_batch(0), ranks, eval_batch_size=rules.eval_batch_size)
+    seconds.lap("warm_up")
+    trial = Trial(
+        rules=rules,
+        ranks=ranks,
+        engine=engine,
+        context=context,
+        algorithm=algorithm,
+        stream=stream,
+        clock=clock,
+        guards=parts.guards,
+        identity=identity(parts, size),
+        record=parts.record,
+        saves_checkpoints=options.checkpoint,
+        **callbacks,
+    )
+    if parts.place.checkpoint is not None:
+        trial.restore(checkpoint.load(parts.place.checkpoint, identity=trial.identity))
+    seconds.lap("restore")
+    return trial, seconds.laps
+
+
+def trial_seed(run_seed: int, options: RunOptions) -> int:
+    return draw_trial_seed(run_seed, workload=options.workload, study=options.study, trial=options.trial)
+
+
+def identity(parts: Parts, global_batch_size: int) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this trial's."""
+    return {
+        "workload": parts.options.workload,
+        "model_scale": parts.options.model_scale,
+        "version": parts.version.name,
+        "ruleset": parts.options.ruleset.value,
+        "submission": parts.submission.name,
+        "source digest": parts.submission.digest,
+        "hyperparameters": json.dumps(dict(parts.hyperparameters), default=str),
+        "run seed": parts.place.run_seed,
+        "study": parts.options.study,
+        "trial": parts.options.trial,
+        "number of ranks": parts.ranks.world_size,
+        "device": parts.ranks.device.type,
+        "global batch size": global_batch_size,
+        "clock": parts.options.clock,
+    }
+
+
+def first_summary(parts: Parts, environment: Mapping[str, Any], hardware: list[dict[str, Any]]) -> dict[str, Any]:
+    """`trial.json` as it stands before anything is built: who runs what, where, with which seeds."""
+    options, process = parts.options, psutil.Process()
+    seed = trial_seed(parts.place.run_seed, options)
+    seeds = TrialSeeds.derive(seed, options.ruleset)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "package_version": __version__,
+        "status": Status.RUNNING.value,
+        "void": True,
+        "workload": options.workload,
+        "version": parts.version.name,
+        "ruleset": options.ruleset.value,
+        "study": options.study,
+        "trial": options.trial,
+        "submission": {
+            "name": parts.submission.name,
+            "reference": parts.submission.reference,
+            "digest": parts.submission.digest,
+            "sources": [str(path) for path in parts.submission.sources],
+        },
+        "hyperparameters": dict(parts.hyperparameters),
+        "seeds": {"run": parts.place.run_seed, "trial": seed, **{k: list(v) for k, v in seeds._asdict().items()}},
+        "options": json.loads(json.dumps(asdict(options), default=str)),
+        "compile_policy": parts.version.protocol.compile_policy if options.compile else "off",
+        "clock": options.clock,
+        "supervised": options.supervised,
+        "process": {
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "started": process.create_time(),
+            "world_size": parts.ranks.world_size,
+        },
+        "started": time.time(),
+        "environment": dict(environment),
+        "hardware_check": hardware,
+    }
+
+
+class Stopwatch:
+    """Seconds of consecutive parts of the set-up."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
