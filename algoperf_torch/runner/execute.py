@@ -65,7 +65,7 @@ def execute(options: RunOptions) -> int:
     """
     version = load_version(options.version)
     version.terms(options.workload)
-    workload = build_workload(options.workload, options.data_dir)
+    workload = build_workload(options.workload, options.data_dir, model_scale=options.model_scale)
     guards = Guards()
     guards.arm()  # before any code of the submission is imported
     from algoperf_torch.runner.submissions import load_submission

@@ -5,19 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 
+ModelScale = Literal["full", "test"]
+
 
 class Workload(ABC):
     """A dataset, a model, a loss and metrics, all fixed.
 
     A variant is another `spec` with other model options, never a subclass. Nothing is opened or read by the constructor;
-    `open` does that and raises `DataError` for data that are missing or altered.
+    `open` does that and raises `DataError` for data that are missing or altered. Model scale "test" shrinks the model, and
+    lengths and batch sizes where they cost much, without skipping any code path: for tests and trials on a laptop.
     """
 
     prefetch_depth: ClassVar[int] = (
@@ -25,9 +28,10 @@ class Workload(ABC):
     )
     eval_chunks_per_batch: ClassVar[int] = 8  # an evaluation batch is computed in so many chunks of fixed shape
 
-    def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None) -> None:
-        self.spec = spec
+    def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
+        self.spec = spec  # `open` puts in the numbers of examples that the data have
         self.data_dir = data_dir
+        self.model_scale = model_scale
 
     def open(self) -> None:
         """Opens the data and checks them. Raises `DataError`."""
@@ -72,7 +76,7 @@ class Workload(ABC):
     def metric_sums(self, outputs: Any, batch: Batch) -> Tensor:
         """Sums over one evaluation chunk, float64 [k], on the device; padded examples (`weights` 0) add nothing."""
 
-    def evaluate_chunk(self, model: nn.Module, forward: Callable[[Batch], Any], batch: Batch) -> Tensor:
+    def evaluate_chunk(self, model: nn.Module, forward: Callable[[Batch], Any], batch: Batch) -> Tensor:  # noqa: ARG002
         """`metric_sums` of one evaluation chunk. `forward` runs the compiled model, `model` is the bare one.
 
         Overridden where a metric needs more than a forward pass, such as decoding.

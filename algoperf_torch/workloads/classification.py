@@ -12,7 +12,7 @@ from torch import Tensor
 
 from algoperf_torch.data.sampler import EpochSampler, subset
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
-from algoperf_torch.workloads.base import Workload
+from algoperf_torch.workloads.base import ModelScale, Workload
 from algoperf_torch.workloads.losses import softmax_cross_entropy
 from algoperf_torch.workloads.metrics import accuracy_row, mean_metrics
 
@@ -40,8 +40,8 @@ class Labelled(NamedTuple):
 class InMemoryClassification(Classification):
     """A data set that fits in memory: training batches gather from it, and so do the evaluation splits."""
 
-    def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None) -> None:
-        super().__init__(spec, data_dir=data_dir)
+    def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
+        super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
         self._splits: dict[Split, Labelled] = {}
 
     def open(self) -> None:

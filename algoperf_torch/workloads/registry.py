@@ -1,7 +1,7 @@
 """All workloads by name, without importing torch until one is built.
 
 A dataset's package holds its facts in `SPECS` (workload name -> `WorkloadSpec`) and its code in the module `workload`,
-whose `build(spec, data_dir)` makes any of them: a variant is another entry of `SPECS` and other model options, no class.
+whose `build(spec, data_dir, model_scale)` makes any of them. A variant is another `SPECS` entry and model options, no class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from algoperf_torch.errors import UnknownNameError
 from algoperf_torch.spec import WorkloadSpec
 
 if TYPE_CHECKING:
-    from algoperf_torch.workloads.base import Workload
+    from algoperf_torch.workloads.base import ModelScale, Workload
 
 WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module that holds it
     "digits": "digits",
@@ -31,9 +31,9 @@ def workload_spec(name: str) -> WorkloadSpec:
     return specs[name]
 
 
-def build_workload(name: str, data_dir: Path | None = None) -> Workload:
+def build_workload(name: str, data_dir: Path | None = None, *, model_scale: ModelScale = "full") -> Workload:
     """A workload whose data lie in the folder `data_dir`/<dataset>; reads nothing. Raises `UnknownNameError`."""
-    workload: Workload = import_module(f"{_package(name)}.workload").build(workload_spec(name), data_dir)
+    workload: Workload = import_module(f"{_package(name)}.workload").build(workload_spec(name), data_dir, model_scale)
     return workload
 
 

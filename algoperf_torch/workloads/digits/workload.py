@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from algoperf_torch.spec import Split, WorkloadSpec
+from algoperf_torch.workloads.base import ModelScale
 from algoperf_torch.workloads.classification import InMemoryClassification, Labelled
 from algoperf_torch.workloads.digits.data import load_digits
 from algoperf_torch.workloads.digits.model import DigitsNet
@@ -25,5 +26,5 @@ class DigitsWorkload(InMemoryClassification):
         return DigitsNet(self.spec.default_dropout)
 
 
-def build(spec: WorkloadSpec, data_dir: Path | None) -> DigitsWorkload:
-    return DigitsWorkload(spec, data_dir=data_dir)
+def build(spec: WorkloadSpec, data_dir: Path | None, model_scale: ModelScale) -> DigitsWorkload:
+    return DigitsWorkload(spec, data_dir=data_dir, model_scale=model_scale)
