@@ -51,9 +51,8 @@ class Console:
             if f"{split.prefix}/{metric}" in row
         ]
         mark = "  [green]target reached[/]" if state.validation_step == row["global_step"] else ""
-        self._out.print(
-            f"  step {int(row['global_step']):>7}  {row['accumulated_submission_time']:>9.2f} s  {metric}: {'  '.join(shown)}{mark}"
-        )
+        when = f"step {int(row['global_step']):>7}  {row['score']:>9.2f} s"
+        self._out.print(f"  {when}  {metric}: {'  '.join(shown)}{mark}")
 
     def ended(self, status: Status, trial: Trial | None, error: BaseException | None) -> None:
         directory = self._parts.place.directory

@@ -1,0 +1,60 @@
+"""`make demo`: three algorithms race on the digits, through torchrun with two ranks, and are ranked.
+
+The digits come with scikit-learn, so nothing is downloaded. Every trial is an ordinary one: the same command, clock,
+evaluation and logs as a full run. Takes no options but the directory (default: runs/demo), which is emptied first.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+SUBMISSIONS = ("nadamw", "nesterov", "schedule_free_adamw")
+NUM_RANKS = 2
+SEED = 2306_07179  # arXiv number of the benchmark's paper
+
+
+def command(submission: str, out: Path) -> list[str]:
+    """One trial of a submission at the first point of its search space, as a user would type it."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_RANKS}"]
+    trial = ["--workload", "digits", "--submission", submission, "--out", str(out), "--seed", str(SEED)]
+    return [*launcher, "-m", "algoperf_torch.run", *trial]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the race; returns 0 when all three trials ended in order."""
+    words = sys.argv[1:] if arguments is None else arguments
+    out = Path(words[0]) if words else Path("runs/demo")
+    console = Console(highlight=False, soft_wrap=True)
+    if out.exists():
+        shutil.rmtree(out)
+    started = time.perf_counter()
+    console.print(f"Three algorithms, one workload: digits on the CPU, {NUM_RANKS} ranks each, one after the other.\n")
+    failed = []
+    for submission in SUBMISSIONS:
+        words = command(submission, out)
+        console.print(f"[dim]$ torchrun {' '.join(words[3:])}[/]")
+        if subprocess.run(words, check=False).returncode:
+            failed.append(submission)
+        console.print()
+    from algoperf_torch.scoring.score import ScoreOptions
+    from algoperf_torch.scoring.score import main as score
+
+    status = score(ScoreOptions(runs=(out,)))
+    console.print(
+        f"\nDone in {time.perf_counter() - started:.0f} s. Logs: {out}/<submission>/study_0/digits_pytorch/trial_1"
+    )
+    console.print(f"Next: algoperf score {out} · algoperf new-submission my_first · algoperf workloads")
+    if failed:
+        console.print(f"[red]Failed:[/] {', '.join(failed)}")
+    return 1 if failed else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
