@@ -1,4 +1,4 @@
-"""What a user can say about one trial; the field docstrings are the help of `python -m algoperf_torch.run`."""
+"""What a user can say about a trial; the field docstrings are the help of `python -m algoperf_torch.run`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from algoperf_torch.versions import DEFAULT_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Trains one trial: one workload, one submission, one hyperparameter point."""
+class TrialOptions:
+    """What all trials of a benchmark have in common."""
 
-    workload: str
-    """Name of the workload; `algoperf workloads` lists them."""
     submission: str
     """A registered name (nadamw), an import path (torch.optim:AdamW), or a file (my_lion.py:Lion)."""
     out: Path = Path("runs")
@@ -33,10 +31,6 @@ class RunOptions:
     """Benchmark version: v0.5, v0.6, v1.0, local, or the path of a TOML file."""
     ruleset: Ruleset = Ruleset.EXTERNAL
     """Tuning ruleset: external (hyperparameters from a search space) or self (none)."""
-    study: int = 0
-    """Study number, from 0."""
-    trial: int = 1
-    """Trial number in the study, from 1; picks the point of the search space."""
     hparams: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Hyperparameters, for example lr=1e-3 weight_decay=0.1; takes the place of a search space."""
     search_space: Path | None = None
@@ -68,22 +62,12 @@ class RunOptions:
     """`real`, or `steps:SECONDS` to charge a fixed time per step (version local only)."""
     checkpoint: bool = True
     """Write a checkpoint after every evaluation and on SIGTERM."""
-    resume: bool = True
-    """Go on from the checkpoint in the trial's directory, if there is one."""
-    overwrite: bool = False
-    """Delete what the trial's directory holds."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     wandb: bool = False
     """Also log to Weights & Biases (offline unless it is configured)."""
-    supervised: bool = False
-    """Set by `algoperf tune`, which watches the trial from outside."""
 
     def __post_init__(self) -> None:
-        if self.study < 0:
-            raise UsageError(f"--study {self.study}: studies are numbered from 0.")
-        if self.trial < 1:
-            raise UsageError(f"--trial {self.trial}: trials are numbered from 1.")
         if self.hparams and self.search_space:
             raise UsageError("--hparams and --search-space exclude each other: a point or a space, not both.")
         if self.ruleset is Ruleset.SELF and (self.hparams or self.search_space):
@@ -103,6 +87,31 @@ class RunOptions:
                     raise UsageError(
                         f"{flag} changes the rules and needs --version local; version {self.version} fixes them."
                     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(TrialOptions):
+    """Trains one trial: one workload, one submission, one hyperparameter point."""
+
+    workload: str
+    """Name of the workload; `algoperf workloads` lists them."""
+    study: int = 0
+    """Study number, from 0."""
+    trial: int = 1
+    """Trial number in the study, from 1; picks the point of the search space."""
+    resume: bool = True
+    """Go on from the checkpoint in the trial's directory, if there is one."""
+    overwrite: bool = False
+    """Delete what the trial's directory holds."""
+    supervised: bool = False
+    """Set by `algoperf tune`, which watches the trial from outside."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.study < 0:
+            raise UsageError(f"--study {self.study}: studies are numbered from 0.")
+        if self.trial < 1:
+            raise UsageError(f"--trial {self.trial}: trials are numbered from 1.")
 
 
 _LOCAL_ONLY = {"budget": None, "eval_period": None, "clock": "real", "model_scale": "full", "micro_batch": None}
