@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from algoperf_torch.errors import UsageError
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
 class EpochSampler:
@@ -29,7 +33,7 @@ class EpochSampler:
                 f"Global batch size {global_batch_size} must be between 1 and the {num_examples} training examples."
             )
         self._num_examples = num_examples
-        self._global_batch_size = global_batch_size
+        self.global_batch_size = global_batch_size
         self._local_batch_size = global_batch_size // world_size
         self._offset = rank * self._local_batch_size
         self._seed = seed
@@ -38,7 +42,7 @@ class EpochSampler:
 
     @property
     def draws_per_epoch(self) -> int:
-        return self._num_examples // self._global_batch_size
+        return self._num_examples // self.global_batch_size
 
     def indices(self, draw: int) -> NDArray[np.int64]:
         """int64 [global_batch_size / world_size], this rank's examples of global batch `draw`."""
@@ -48,7 +52,7 @@ class EpochSampler:
                 self._num_examples
             )
             self._epoch = epoch
-        start = batch * self._global_batch_size + self._offset
+        start = batch * self.global_batch_size + self._offset
         return self._permutation[start : start + self._local_batch_size]
 
     def generator(self, draw: int) -> np.random.Generator:
@@ -58,7 +62,7 @@ class EpochSampler:
         """
         return np.random.Generator(np.random.Philox(key=[self._seed % 2**64, 2**63 + draw]))
 
-    def local(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    def local(self, values: NDArray[ScalarT]) -> NDArray[ScalarT]:
         """The rank's part of an array whose first dimension runs over the global batch."""
         return values[self._offset : self._offset + self._local_batch_size]
 

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from algoperf_torch.data.datasets import check_folder, dataset_folder
+from algoperf_torch.data.manifest import with_manifest
+from algoperf_torch.data.stream import map_tensors
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 
 ModelScale = Literal["full", "test"]
@@ -29,12 +32,29 @@ class Workload(ABC):
     eval_chunks_per_batch: ClassVar[int] = 8  # an evaluation batch is computed in so many chunks of fixed shape
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
-        self.spec = spec  # `open` puts in the numbers of examples that the data have
+        self.spec = spec  # `open` puts in the numbers of examples that the data's manifest gives
         self.data_dir = data_dir
         self.model_scale = model_scale
+        self.synthetic_data = False  # set by `open_folder`: results on generated data are no results of the benchmark
 
     def open(self) -> None:
         """Opens the data and checks them. Raises `DataError`."""
+
+    def folder(self) -> Path:
+        """The folder of the dataset, `data_dir`/<dataset>. Raises `DataError` where there is none."""
+        return dataset_folder(self.data_dir, self.spec.dataset)
+
+    def open_folder(self, *, sums: bool = True) -> Path:
+        """`folder`, its files checked: against its manifest, or against what the owner publishes where it has none.
+
+        Takes numbers of examples and the mark of synthetic data from the manifest. Without `sums` only the sizes are
+        compared (for data of many gigabytes). Raises `DataError`.
+        """
+        folder, manifest = self.folder(), check_folder(self.data_dir, self.spec.dataset, sums=sums)
+        if manifest is not None:
+            self.spec = with_manifest(self.spec, manifest)
+            self.synthetic_data = manifest.synthetic
+        return folder
 
     def evaluation_files(self) -> list[Path]:
         """Files that hold validation or test examples only: opening one while the clock runs is a violation."""
@@ -122,11 +142,8 @@ def pad_batch(batch: Batch, num_examples: int, size: int) -> Batch:
     if num_examples == size:
         return batch
 
-    def pad(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.cat([value, value.new_zeros(size - num_examples, *value.shape[1:])])
-        if isinstance(value, tuple):
-            return tuple(pad(item) for item in value)
-        return value
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor.new_zeros(size - num_examples, *tensor.shape[1:])])
 
-    return {key: pad(value) for key, value in batch.items()}
+    padded: Batch = map_tensors(batch, pad)
+    return padded

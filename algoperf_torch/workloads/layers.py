@@ -28,7 +28,7 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.whole_channels else x.shape
-        keep = (torch.rand(shape, dtype=x.dtype, device=x.device) >= self.rate).to(x.dtype)
+        keep = (torch.rand(shape, device=x.device) >= self.rate).to(x.dtype)  # float32: bfloat16 has 256 values only
         return x * (keep / (1 - self.rate).to(x.dtype))
 
 
@@ -37,17 +37,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     In training mode the batch is cut into groups of `group_size` examples (0, or a batch that it does not divide: one
     group), each normalised by its own mean and biased variance. The running statistics move by `momentum` towards the
-    groups' average mean and unbiased variance; that is linear, so averaging them over ranks gives exactly what one rank
-    with the whole batch would have. `update` (a tensor, 1 or 0) switches the running statistics off.
+    groups' average mean and unbiased variance; that is linear, so averaging them over ranks gives what one rank with the
+    whole batch would have. `update` (a tensor, 1 or 0) switches the running statistics off, and their batch counter.
+
+    As in torch, `momentum = None` keeps the plain average over all batches (`torch.optim.swa_utils.update_bn` asks for
+    it). Statistics are computed in the dtype of the running ones, whatever the input's.
     """
 
     update: Tensor
     running_mean: Tensor
     running_var: Tensor
+    num_batches_tracked: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
-        self.momentum: float = momentum
         self.group_size = 0
         self.register_buffer("update", torch.ones(()), persistent=False)
 
@@ -63,16 +66,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             )
         batch = input.shape[0]
         groups = batch // self.group_size if self.group_size and batch % self.group_size == 0 else 1
-        x = input.reshape(groups, batch // groups, input.shape[1], -1)
+        x = input.to(self.running_mean.dtype).reshape(groups, batch // groups, input.shape[1], -1)
         var, mean = torch.var_mean(x, dim=(1, 3), correction=0, keepdim=True)  # [groups, 1, channels, 1]
         normalised = ((x - mean) * torch.rsqrt(var + self.eps)).reshape(input.shape)
-        count = x.shape[1] * x.shape[3]
-        with torch.no_grad():
-            step = self.momentum * self.update
-            self.running_mean.lerp_(mean.detach().mean(dim=0).flatten(), step)
-            self.running_var.lerp_(var.detach().mean(dim=0).flatten() * (count / max(count - 1, 1)), step)
+        self._move_statistics(mean.detach(), var.detach(), count=x.shape[1] * x.shape[3])
         shape = (1, -1) + (1,) * (input.dim() - 2)
-        return normalised * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return (normalised * self.weight.reshape(shape) + self.bias.reshape(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _move_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
+        self.num_batches_tracked.add_(self.update.to(self.num_batches_tracked.dtype))
+        momentum = 1 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+        step = (self.update * momentum).to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean.mean(dim=0).flatten(), step)
+        self.running_var.lerp_(var.mean(dim=0).flatten() * (count / max(count - 1, 1)), step)
 
 
 def set_batch_norm_update(model: nn.Module, update: bool) -> None:

@@ -1,7 +1,7 @@
 """All workloads by name, without importing torch until one is built.
 
 A dataset's package holds its facts in `SPECS` (workload name -> `WorkloadSpec`) and its code in the module `workload`,
-whose `build(spec, data_dir, model_scale)` makes any of them. A variant is another `SPECS` entry and model options, no class.
+whose `build(spec, data_dir, model_scale)` makes any of them: a variant is another spec and other model options, no class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from algoperf_torch.workloads.base import ModelScale, Workload
 
 WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module that holds it
+    "cifar": "cifar",
     "digits": "digits",
+    "mnist": "mnist",
 }
 
 

@@ -1,0 +1,147 @@
+"""Forward, loss, gradient and initialisation of the vision models against the reference's own numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from algoperf_torch.workloads.layers import running_statistics, set_batch_norm_update, set_dropout
+from algoperf_torch.workloads.registry import build_workload
+
+GOLDEN_FORM = "vision"
+
+
+@dataclass
+class Case:
+    golden: object
+    workload: object
+    fill: object
+
+    def model(self, dtype=torch.float32):
+        model = self.fill(self.workload.build_model()).to(dtype)
+        set_dropout(model, 0.0)
+        return model
+
+    def batch(self, dtype=torch.float32):
+        inputs = torch.from_numpy(self.golden.recipe("input_recipe")).to(dtype)
+        targets = torch.from_numpy(np.asarray(self.golden.recipe("target_recipe")))
+        return {"inputs": inputs, "targets": targets.to(dtype) if targets.is_floating_point() else targets}
+
+    def output(self, model, mode, dtype=torch.float32):
+        model.train(mode == "train")
+        return self.workload.forward(model, self.batch(dtype))
+
+
+@pytest.fixture(scope="module")
+def case(golden, fill):
+    return Case(golden, build_workload(golden.workload), fill)
+
+
+def assert_close_to_stored(output, stored, tolerance):
+    """Within `tolerance` times the largest absolute value. Large images are stored with stride 5."""
+    output = output.detach().numpy()
+    if output.shape != stored.shape:
+        output = output[..., ::5, ::5]
+    assert output.shape == stored.shape
+    np.testing.assert_allclose(output, stored, rtol=0, atol=tolerance * np.abs(stored).max())
+
+
+def sorted_norms(tensors):
+    """L2 norms in the order of the sorted shapes, ascending among equal ones."""
+    return np.array([norm for _, norm in sorted((tuple(t.shape), float(t.double().norm())) for t in tensors)])
+
+
+def test_golden_input(case):
+    inputs = case.golden.recipe("input_recipe")
+    np.testing.assert_array_equal(inputs.ravel()[:64], case.golden["input_head"])
+    assert inputs.sum(dtype=np.float64) == pytest.approx(float(case.golden["input_sum"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_golden_output(case, mode):
+    output = case.output(case.model(), mode)
+    assert_close_to_stored(output, case.golden[f"{mode}_output"], 1e-5)
+    whole = output.detach().double()
+    stats = [whole.sum(), whole.mean(), whole.abs().mean(), whole.abs().max()]
+    scale = np.array([whole.numel(), 1, 1, 1]) * float(whole.abs().max())  # a sum adds up the rounding of its terms
+    assert np.all(np.abs(np.array(stats) - case.golden[f"{mode}_output_stats"]) <= 1e-5 * scale)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_golden_output_in_double_precision(case, mode):
+    output = case.output(case.model(torch.float64), mode, torch.float64)
+    assert_close_to_stored(output, case.golden[f"{mode}_output_float64"], 1e-8)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_golden_loss(case, mode, smoothing):
+    output = case.output(case.model(), mode)
+    loss = case.workload.loss(output, case.batch(), smoothing)
+    stored = case.golden[f"{mode}_loss_per_example_smoothing_{smoothing}"]
+    np.testing.assert_allclose(loss.per_example.detach(), stored, rtol=1e-5)
+    assert loss.summed.item() == pytest.approx(stored.sum(), rel=1e-5)
+    assert loss.n_valid.item() == len(stored)
+
+
+def test_golden_gradients(case):
+    model = case.model(torch.float64)
+    loss = case.workload.loss(case.output(model, "train", torch.float64), case.batch(torch.float64))
+    (loss.summed / loss.n_valid).backward()
+    stored = case.golden["grad_norms_float64"]
+    # a bias in front of a normalisation has a gradient of rounding noise: zero in both
+    np.testing.assert_allclose(sorted_norms(p.grad for p in model.parameters()), stored, rtol=1e-6, atol=1e-12)
+
+
+def test_golden_batch_norm(case):
+    if "bn_running_mean_norms" not in case.golden:
+        pytest.skip("no batch norm in these vectors")
+    model = case.model()
+    case.output(model, "train")
+    for kind in ("mean", "var"):
+        layers = [module for module in model.modules() if hasattr(module, f"running_{kind}")]
+        norms = sorted_norms(getattr(layer, f"running_{kind}") for layer in layers)
+        np.testing.assert_allclose(norms, case.golden[f"bn_running_{kind}_norms"], rtol=1e-5)
+    assert_close_to_stored(case.output(model, "eval"), case.golden["eval_output_after_one_bn_update"], 1e-5)
+
+
+def test_golden_batch_norm_in_double_precision(case):
+    if "eval_output_after_one_bn_update_float64" not in case.golden:
+        pytest.skip("no batch norm in these vectors")
+    model = case.model(torch.float64)
+    case.output(model, "train", torch.float64)
+    output = case.output(model, "eval", torch.float64)
+    assert_close_to_stored(output, case.golden["eval_output_after_one_bn_update_float64"], 1e-8)
+
+
+def test_golden_output_without_batch_norm_update(case):
+    model = case.model()
+    before = [statistic.clone() for statistic in running_statistics(model)]
+    set_batch_norm_update(model, False)
+    assert_close_to_stored(case.output(model, "train"), case.golden["train_output"], 1e-5)
+    assert all(torch.equal(old, new) for old, new in zip(before, running_statistics(model), strict=True))
+
+
+def test_golden_initialisation(case):
+    """Mean, standard deviation and extremes of every tensor, as far as two random draws can agree."""
+    torch.manual_seed(1)
+    model = case.workload.build_model()
+    rows = [(tuple(p.shape), *statistics(p.detach().double().numpy())) for p in model.parameters()]
+    stored = [
+        (shape, std, mean, low, high)
+        for shape, (mean, std, low, high) in zip(case.golden.shapes, case.golden["init_mean_std_min_max"], strict=True)
+    ]
+    for (shape, *found), (_, *expected) in zip(sorted(rows), sorted(stored), strict=True):  # constants by their value
+        size = int(np.prod(shape))
+        (std, mean, low, high), (std_0, mean_0, low_0, high_0) = found, expected
+        error = 6 * std_0 / size**0.5  # six standard errors of a mean
+        assert abs(std - std_0) <= error, shape
+        assert abs(mean - mean_0) <= 2 * error + 1e-12, shape
+        if size >= 1000:
+            assert low == pytest.approx(low_0, rel=0.3), shape
+            assert high == pytest.approx(high_0, rel=0.3), shape
+
+
+def statistics(values):
+    return values.std(), values.mean(), values.min(), values.max()
