@@ -29,7 +29,7 @@ class TrialOptions:
     """Directory of the prepared data; workloads with embedded data need none."""
     version: str = DEFAULT_VERSION
     """Benchmark version: v0.5, v0.6, v1.0, local, or the path of a TOML file."""
-    ruleset: Ruleset = Ruleset.EXTERNAL
+    ruleset: Annotated[Ruleset, tyro.conf.EnumChoicesFromValues] = Ruleset.EXTERNAL
     """Tuning ruleset: external (hyperparameters from a search space) or self (none)."""
     hparams: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Hyperparameters, for example lr=1e-3 weight_decay=0.1; takes the place of a search space."""
