@@ -67,7 +67,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with a residual. With `post_norm`, layer norms follow the additions instead of preceding."""
+    """Attention and MLP, each with a residual. With `post_norm`, layer norms follow the additions."""
 
     def __init__(
         self, dim: int, hidden: int, num_heads: int, dropout: float, *, gated: bool = False, post_norm: bool = False
