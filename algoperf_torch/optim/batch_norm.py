@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from algoperf_torch.errors import SubmissionError
 from algoperf_torch.optim.context import TrainingContext
 from algoperf_torch.spec import Batch
 
@@ -30,10 +31,19 @@ class BatchNormRecomputation:
             if isinstance(getattr(module, "running_mean", None), Tensor)
             and isinstance(getattr(module, "running_var", None), Tensor)
         ]
-        self._batches: deque[Batch] = deque(maxlen=num_batches if self._layers else 0)
+        self._batches: deque[Batch] = deque(maxlen=num_batches)
 
-    def keep(self, batch: Batch) -> None:
-        self._batches.append(batch)
+    def keep(self, batch: Any) -> None:
+        """Remembers what a step drew: a batch, or a sequence of them."""
+        if not self._layers:
+            return
+        batches = batch if isinstance(batch, list | tuple) else [batch]
+        if not all(isinstance(item, dict) for item in batches):
+            raise SubmissionError(
+                f"Batch-norm statistics of averaged weights are recomputed from batches, but `select_batch` returned a "
+                f"{type(batch).__name__}. Return a batch or a list of batches."
+            )
+        self._batches.extend(batches)
 
     @torch.no_grad()
     def recompute(self, context: TrainingContext) -> None:

@@ -1,0 +1,25 @@
+"""What the update rules share: the dtype of their state, bias corrections, norms."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor  # a number or a 0-d tensor
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """Statistics of half-precision parameters are kept in float32; the update is rounded once, into the parameter."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def zeros_for(param: Tensor) -> Tensor:
+    """A statistic of the parameter's shape, strides and device, all zeros."""
+    return torch.zeros_like(param, dtype=state_dtype(param))
+
+
+def bias_correction(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step as a 0-d tensor; accurate in float32 also where beta^step is close to 1."""
+    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
