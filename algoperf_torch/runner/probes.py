@@ -1,0 +1,546 @@
+"""Instruments that the guards read: digests, identities of functions, threads and processes, compilations, audit events.
+
+Each measures and judges nothing; `validity.py` says what a reading means. None draws a random number, and none costs
+anything between two clock stops, but for the audit hook, which looks at one string for every event of the interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import sys
+import sysconfig
+import threading
+import time
+import types
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+_perf_counter = time.perf_counter  # bound before any submission is imported
+_process_time = time.process_time
+_thread_time = time.thread_time
+_sleep = time.sleep
+
+# ---------------------------------------------------------------- digests
+
+Digest = dict[str, str]  # name -> a short text that changes with value, dtype, shape and order of the elements
+
+_COLUMNS = 2**18  # elements multiplied by one table of factors
+_ROWS = 16  # rows at a time: bounds the memory that a digest takes on the device to 32 MiB
+
+
+def digest(named: Iterable[tuple[str, Any]]) -> Digest:
+    """A digest of every entry: exact for tensors (every bit counts), type and text for anything else.
+
+    Deterministic, computed on the tensors' own device, with a single wait for it at the end.
+    """
+    result: Digest = {}
+    pending: list[tuple[str, Tensor]] = []
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            result[name] = f"{type(value).__name__}:{zlib.crc32(repr(value).encode()):08x}"
+            continue
+        tensor = value.detach()
+        result[name] = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}:"
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
+        if tensor.device.type == "cpu":
+            result[name] += f"{zlib.crc32(_words(tensor).numpy().data):08x}"
+        else:
+            pending.append((name, weighted_sum(tensor)))
+    if pending:
+        for (name, _), number in zip(pending, torch.stack([item for _, item in pending]).tolist(), strict=True):
+            result[name] += f"{number & (2**64 - 1):016x}"
+    return result
+
+
+def summary(entries: Digest) -> str:
+    """One hexadecimal number for a whole digest, for the logs."""
+    return hashlib.sha256("\n".join(f"{name}={value}" for name, value in entries.items()).encode()).hexdigest()[:16]
+
+
+def changed(before: Digest, after: Digest) -> list[str]:
+    """Names whose entry differs, appeared or vanished, in order of appearance."""
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """The bits of a tensor as a flat tensor of integers, in row-major order."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    flat = tensor.resolve_neg().contiguous().reshape(-1)
+    return flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+
+
+def weighted_sum(tensor: Tensor) -> Tensor:
+    """int64 scalar on the device: the sum of all elements' bits, each times an odd factor of its position, modulo 2^64.
+
+    Integer sums do not depend on their order, so the result is deterministic. Every single change shows; two changes
+    hide each other, as do a swap or sign flips, with a probability of about 2^-32.
+    """
+    words = _words(tensor)
+    factors = _factors(words.device)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    whole = words.numel() // _COLUMNS * _COLUMNS
+    rows = words[:whole].view(-1, _COLUMNS)
+    for start in range(0, len(rows), _ROWS):
+        sums = (rows[start : start + _ROWS] * factors).sum(dim=1)
+        total = total * 3 + (sums * factors[: len(sums)]).sum()
+    rest = words[whole:]
+    return total * 3 + (rest * factors[: len(rest)]).sum()
+
+
+def _factors(device: torch.device) -> Tensor:
+    """int64 [_COLUMNS], odd, well mixed (splitmix64 of the position); the same on every machine."""
+    key = str(device)
+    if key not in _FACTORS:
+        with np.errstate(over="ignore"):
+            x = np.arange(1, _COLUMNS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = (x ^ (x >> np.uint64(31))) | np.uint64(1)
+        _FACTORS[key] = torch.from_numpy(x.view(np.int64)).to(device)
+    return _FACTORS[key]
+
+
+_FACTORS: dict[str, Tensor] = {}
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested containers with their paths: tensors, numbers, strings, and whatever is no container."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flatten(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{name}[{index}]")
+    elif isinstance(value, torch.Generator):
+        yield name, value.get_state()
+    elif value is None or isinstance(value, Tensor | bool | int | float | complex | str | bytes):
+        yield name, value
+    else:
+        yield name, type(value).__qualname__  # its text may hold an address
+
+
+# ---------------------------------------------------------------- identities
+
+_TORCH_NAMESPACES = (
+    "torch", "torch.Tensor", "torch.nn.functional", "torch.nn.Module", "torch.cuda", "torch.cuda.Event",
+    "torch.cuda.Stream", "torch.autograd", "torch.distributed", "torch.linalg", "torch.special", "torch.fft",
+)  # fmt: skip
+_PYTHON_NAMESPACES = ("time", "math", "os", "builtins", "threading", "signal", "gc", "json", "csv", "numpy")
+_MAY_CHANGE = frozenset({"builtins.print", "builtins.input", "builtins.__import__", "builtins.help", "builtins._"})
+_TORCH_DIRECTORY = str(Path(torch.__file__).parent) + os.sep
+_OWN_DIRECTORY = str(Path(__file__).parents[1]) + os.sep
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What a name was bound to. Holding the object keeps its identity from being given to another."""
+
+    target: Any
+    code: Any = None
+    defaults: Any = None
+
+    @classmethod
+    def of(cls, target: Any) -> _Bound:
+        function = target.__func__ if isinstance(target, staticmethod | classmethod) else target
+        if isinstance(function, types.FunctionType):
+            return cls(target, function.__code__, function.__defaults__)
+        return cls(target)
+
+    def same(self, other: Any) -> bool:
+        now = _Bound.of(other)
+        return now.target is self.target and now.code is self.code and now.defaults is self.defaults
+
+
+class Identities:
+    """What the names of the clock, of torch and of the harness were bound to when this was made.
+
+    A name that torch rebinds to code of its own (the compiler does) has not changed.
+    """
+
+    def __init__(self) -> None:
+        self._namespaces: list[tuple[str, Any, dict[str, _Bound], bool]] = []
+        self._seen: set[int] = set()
+        for name in (*_PYTHON_NAMESPACES, *_TORCH_NAMESPACES):
+            namespace = _resolve(name)
+            if namespace is not None:
+                self._add(name, namespace, closed=False)
+        for name, module in sorted(sys.modules.items()):
+            if name.partition(".")[0] == "algoperf_torch" and isinstance(module, types.ModuleType):
+                self._add(name, module, closed=False)
+                for value in list(vars(module).values()):
+                    if isinstance(value, type) and value.__module__.startswith("algoperf_torch"):
+                        self.add_class(value)
+
+    def add_class(self, kind: type) -> None:
+        """Watches the methods of a class and of its bases, and that none is added."""
+        for base in kind.__mro__:
+            if base is not object:
+                self._add(
+                    f"{base.__module__}.{base.__qualname__}", base, closed=not base.__module__.startswith("torch")
+                )
+
+    def add_object(self, name: str, value: object) -> None:
+        """Watches the class of an object, and that none of its methods is overridden on the object itself."""
+        self.add_class(type(value))
+        if hasattr(value, "__dict__"):
+            self._add(name, value, closed=True)
+
+    def _add(self, name: str, namespace: Any, *, closed: bool) -> None:
+        if id(namespace) not in self._seen:
+            self._seen.add(id(namespace))
+            self._namespaces.append((name, namespace, {k: _Bound.of(v) for k, v in _callables(namespace)}, closed))
+
+    def changes(self) -> list[str]:
+        """Qualified names that are bound to something else now. Names that appeared count in `closed` namespaces."""
+        found = []
+        for name, namespace, before, closed in self._namespaces:
+            now = dict(vars(namespace))
+            for key, bound in before.items():
+                if key not in now:
+                    found.append(f"{name}.{key} (deleted)")
+                elif not bound.same(now[key]) and not _rebound_by_owner(name, now[key]):
+                    found.append(f"{name}.{key}")
+            if closed:
+                fresh = ((key, value) for key, value in _callables(namespace) if key not in before)
+                found += [f"{name}.{key} (added)" for key, value in fresh if not _rebound_by_owner(name, value)]
+        return [name for name in found if name not in _MAY_CHANGE]
+
+
+def _resolve(name: str) -> Any:
+    parts = name.split(".")
+    value: Any = sys.modules.get(parts[0])
+    for part in parts[1:]:
+        value = getattr(value, part, None)
+    return value
+
+
+def _callables(namespace: Any) -> list[tuple[str, Any]]:
+    kinds = (property, classmethod, staticmethod, types.ModuleType)
+    return [(k, v) for k, v in list(vars(namespace).items()) if callable(v) or issubclass(type(v), kinds)]
+
+
+def _rebound_by_owner(name: str, value: Any) -> bool:
+    """Whether a name of torch or of this package now is bound to other code of torch or of this package."""
+    if not name.startswith(("torch", "algoperf_torch", "model", "workload")):
+        return False
+    function = root(value)
+    return isinstance(function, types.FunctionType) and function.__code__.co_filename.startswith(
+        (_TORCH_DIRECTORY, _OWN_DIRECTORY)
+    )
+
+
+def root(value: Any) -> Any:
+    """The innermost function under decorators, compiler wrappers, partial applications, bound and class methods."""
+    while True:
+        if isinstance(value, types.MethodType | staticmethod | classmethod):
+            value = value.__func__
+        elif isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, property) and value.fget is not None:
+            value = value.fget
+        elif isinstance(value, types.FunctionType) and not {"__wrapped__", _COMPILED}.isdisjoint(vars(value)):
+            value = vars(value).get("__wrapped__") or vars(value)[_COMPILED]
+        else:
+            return value
+
+
+_COMPILED = "_torchdynamo_orig_callable"
+
+
+# ---------------------------------------------------------------- the model's structure
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All of a model that evaluation depends on, beside the values of parameters and running statistics."""
+
+    modules: Mapping[str, str]  # name -> class
+    parameters: Mapping[str, str]  # name -> dtype, shape, device
+    trainable: Mapping[str, bool]
+    hooks: Mapping[str, int]  # name -> number of forward hooks
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Structure:
+        modules = dict(model.named_modules())
+        return cls(
+            modules={name: f"{type(m).__module__}.{type(m).__qualname__}" for name, m in modules.items()},
+            parameters={n: f"{p.dtype} {list(p.shape)} on {p.device}" for n, p in model.named_parameters()},
+            trainable={n: p.requires_grad for n, p in model.named_parameters()},
+            hooks={name or "model": count for name, m in modules.items() if (count := _forward_hooks(m))},
+        )
+
+
+def _forward_hooks(module: nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
+
+
+def global_hooks() -> int:
+    """Forward hooks on all modules at once, and active dispatch or function modes, in this thread."""
+    module: Any = torch.nn.modules.module
+    hooks = len(module._global_forward_hooks) + len(module._global_forward_pre_hooks)
+    modes: int = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    return hooks + modes
+
+
+def constant_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Buffers that training leaves alone: those not saved with the model, but for the harness's own switches."""
+    return [
+        (f"{prefix}.{name}" if prefix else name, buffer)
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set and name not in ("rate", "update")
+    ]
+
+
+# ---------------------------------------------------------------- threads and processes
+
+_KNOWN_THREADS = ("algoperf-", "pin_memory", "InductorSubproc", "tqdm_monitor", "wandb", "MsgRouterThr", "NetStatThr")
+_KNOWN_PACKAGES = frozenset({"torch", "triton", "tqdm", "tensorboard", "wandb", "torchvision", "algoperf_torch"})
+_KNOWN_PROCESSES = ("torch/_inductor/compile_worker", "multiprocessing.resource_tracker", "wandb", "ptxas", "cc1plus")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A thread or child process that is not the harness's."""
+
+    name: str
+    id: int
+    cpu_seconds: float
+
+
+def foreign_threads(known: frozenset[int]) -> list[Worker]:
+    """Python threads that are neither in `known` (idents), nor the harness's, nor a library's, nor an idle pool worker."""
+    frames = sys._current_frames()
+    registered = {thread.ident: thread for thread in threading.enumerate()}
+    workers = []
+    for ident, frame in frames.items():
+        if ident in known or ident == threading.get_ident():
+            continue
+        thread = registered.get(ident)
+        if thread is None:
+            workers.append(Worker(f"unregistered, in {frame.f_code.co_qualname}", 0, 0.0))
+        elif not _is_known(thread) and not _is_idle_worker(frame):
+            workers.append(Worker(thread.name, thread.native_id or 0, thread_cpu_seconds(thread.native_id or 0)))
+    return workers
+
+
+def _is_known(thread: threading.Thread) -> bool:
+    if thread.name.startswith(_KNOWN_THREADS) or isinstance(thread, threading._DummyThread):
+        return True
+    target = getattr(thread, "_target", None)
+    owners = {type(thread).__module__.partition(".")[0], str(getattr(target, "__module__", "")).partition(".")[0]}
+    return bool(owners & _KNOWN_PACKAGES)
+
+
+def _is_idle_worker(frame: types.FrameType) -> bool:
+    """Whether a thread of `concurrent.futures` waits for work: then its own loop is the innermost frame."""
+    return frame.f_code.co_name == "_worker" and frame.f_globals.get("__name__") == "concurrent.futures.thread"
+
+
+def python_threads() -> frozenset[int]:
+    return frozenset(sys._current_frames())
+
+
+def thread_cpu_seconds(native_id: int) -> float:
+    """Processor time of one thread of this process; 0 where the system does not tell or the thread is gone."""
+    try:
+        nanoseconds = Path(f"/proc/self/task/{native_id}/schedstat").read_text(encoding="ascii").split()[0]
+    except OSError:
+        return 0.0
+    return int(nanoseconds) / 1e9
+
+
+def foreign_children(known: frozenset[int]) -> list[Worker]:
+    """Living descendants of this process that are not in `known` (process numbers) and no compiler's or library's."""
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+            times = process.cpu_times()
+            if process.pid in known or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+        except psutil.NoSuchProcess:
+            continue
+        if not any(part in command for part in _KNOWN_PROCESSES):
+            workers.append(Worker(command[:120] or "?", process.pid, times.user + times.system))
+    return workers
+
+
+def child_processes() -> frozenset[int]:
+    return frozenset(process.pid for process in psutil.Process().children(recursive=True))
+
+
+def busy_seconds(window: float) -> float:
+    """Processor seconds that all other threads of this process use while the calling one sleeps for `window` seconds."""
+    started = _process_time() - _thread_time()
+    _sleep(window)
+    return _process_time() - _thread_time() - started
+
+
+# ---------------------------------------------------------------- compilations
+
+
+@dataclass
+class CompileCounts:
+    seconds: float = 0.0
+    graphs: int = 0  # compilations, backward graphs that are compiled late included
+    recompilations: int = 0  # of code that had been compiled before
+
+
+class CompileMonitor:
+    """Counts the compiler's work through its callbacks, each into the entry of `stage` at that moment.
+
+    The compiler is a slow import, so nothing is registered before something else has imported it; what it did until then
+    is read from its own books.
+    """
+
+    def __init__(self) -> None:
+        self.stage = "harness"
+        self.counts: dict[str, CompileCounts] = {}
+        self._handler: Any = None
+        self._started: float | None = None
+
+    def attach(self) -> None:
+        """Registers the callbacks as soon as the compiler is there; to be called wherever `stage` changes."""
+        if self._handler is not None or "torch._dynamo.callback" not in sys.modules:
+            return
+        self._handler = sys.modules["torch._dynamo.callback"].callback_handler
+        books = getattr(sys.modules.get("torch._dynamo.utils"), "compilation_time_metrics", {})
+        past = books.get("_compile.compile_inner", [])
+        if past:
+            self._entry().seconds += sum(past)
+            self._entry().graphs += len(past)
+        self._handler.register_start_callback(self._start)
+        self._handler.register_end_callback(self._end)
+
+    @property
+    def intact(self) -> bool:
+        return self._handler is None or (
+            self._start in self._handler.start_callbacks and self._end in self._handler.end_callbacks
+        )
+
+    def detach(self) -> None:
+        if self._handler is not None and self.intact:
+            self._handler.remove_start_callback(self._start)
+            self._handler.remove_end_callback(self._end)
+        self._handler = None
+
+    def _entry(self) -> CompileCounts:
+        return self.counts.setdefault(self.stage, CompileCounts())
+
+    def _start(self, args: Any) -> None:
+        self._started = _perf_counter()
+        entry = self._entry()
+        entry.graphs += 1
+        frame, _, number = str(getattr(args, "compile_id", "")).partition("/")
+        entry.recompilations += bool(frame) and number not in ("", "0")
+
+    def _end(self, _: Any) -> None:
+        if self._started is not None:
+            self._entry().seconds += _perf_counter() - self._started
+            self._started = None
+
+
+# ---------------------------------------------------------------- audit events
+
+_PROCESS_EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"})
+_NETWORK_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.getaddrinfo"})
+_WATCHED_EVENTS = _PROCESS_EVENTS | _NETWORK_EVENTS | {"open"}
+
+
+@dataclass
+class AuditTrail:
+    """What the submission opened, started or connected to while it was running; `active` says when that is."""
+
+    evaluation_files: frozenset[str] = frozenset()
+    active: bool = False
+    opened: list[str] = field(default_factory=list)
+    processes: list[str] = field(default_factory=list)
+    connections: list[str] = field(default_factory=list)
+
+    def note(self, event: str, arguments: Sequence[Any]) -> None:
+        """Called for every watched event. Must not raise: an error here would be the caller's."""
+        if not self.active:
+            return
+        if event == "open":
+            if self.evaluation_files and isinstance(arguments[0], str | bytes):
+                path = os.path.realpath(os.fsdecode(arguments[0]))
+                if path in self.evaluation_files:
+                    self.opened.append(path)
+            return
+        caller = _calling_file(sys._getframe(1))
+        if caller is not None:
+            notes = self.processes if event in _PROCESS_EVENTS else self.connections
+            notes.append(f"{event} {str(arguments)[:80]} from {caller}")
+
+
+def _calling_file(frame: types.FrameType | None) -> str | None:
+    """The innermost file that belongs to neither the standard library nor a library that compiles or measures.
+
+    None where such a library is met first: then that library acts, whoever called it.
+    """
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(_LIBRARIES):
+            return None
+        standard = file.startswith(_STANDARD_LIBRARY) and "-packages" + os.sep not in file
+        if not standard and file != __file__ and not file.startswith("<"):
+            return file
+        frame = frame.f_back
+    return None
+
+
+_LIBRARIES = tuple(
+    str(Path(torch.__file__).parents[1] / name) + os.sep
+    for name in ("torch", "triton", "psutil", "wandb", "tensorboard", "sklearn", "joblib", "threadpoolctl", "numpy")
+)
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
+_current_trail: list[AuditTrail] = []
+
+
+def install(trail: AuditTrail) -> None:
+    """Makes `trail` the one that the process's audit hook writes to. The hook itself can never be removed again."""
+    first = not _current_trail
+    _current_trail[:] = [trail]
+    if first:
+        sys.addaudithook(_audit)
+
+
+def _audit(event: str, arguments: Any, watched: frozenset[str] = _WATCHED_EVENTS) -> None:
+    if event in watched:
+        _current_trail[0].note(event, arguments)
+
+
+def mapped_files(paths: frozenset[str]) -> frozenset[str]:
+    """Those of `paths` that this process holds open or has mapped into memory, through whatever library."""
+    if not paths:
+        return frozenset()
+    held: set[str] = set()
+    try:
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor is closed by now
+                held.add(str(entry.readlink()))
+        with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123 - a pseudo-file, read line by line
+            held.update(line[line.index("/") :].rstrip("\n") for line in maps if "/" in line)
+    except OSError:
+        return frozenset()
+    return paths & held
+
+
+def reference_clock() -> Callable[[], float]:
+    """Seconds from the system's monotonic clock, through a function that nobody else refers to."""
+    read, identity = time.clock_gettime, time.CLOCK_MONOTONIC
+    return lambda: read(identity)
