@@ -140,7 +140,7 @@ class _ArrayFile:
         self.length += len(rows)
 
     def _write_header(self) -> int:
-        np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
+        np.lib.format.write_array_header_1_0(
             self._file,
             {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length, *self._row_shape)},
         )
@@ -250,7 +250,7 @@ def _file_record(folder: Path, name: str) -> FileRecord:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, sort_keys=True)
         file.flush()
@@ -396,7 +396,7 @@ class Ragged(NamedTuple):
     offsets: NDArray[np.int64]
 
     def __getitem__(self, row: int) -> Array:  # type: ignore[override]
-        return self.values[self.offsets[row] : self.offsets[row + 1]]  # type: ignore[no-any-return]
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -492,6 +492,9 @@ class Packed:
                 f"{folder} holds {manifest.dataset!r}, preparation {manifest.preparation}; {dataset!r}, preparation "
                 f"{preparation}, is needed. Prepare the data again."
             )
+        parts = manifest.facts.get("parts")
+        if not isinstance(parts, list) or not all(isinstance(part, list) and len(part) == 3 for part in parts):
+            raise DataError(f"The manifest of {folder} does not list its parts. Prepare the data again.")
         check_stamped(folder, manifest)
         return cls(folder, manifest)
 
