@@ -27,7 +27,7 @@ from algoperf_torch.runner.distributed import Ranks
 from algoperf_torch.runner.engine import build_engine, seeded_model, warm_up
 from algoperf_torch.runner.options import Budget, RunOptions, parse_budget
 from algoperf_torch.runner.record import SCHEMA_VERSION, TrialRecord, read_json, trial_directory
-from algoperf_torch.runner.search_space import load_search_space, parse_hparams, points
+from algoperf_torch.runner.search_space import load_search_space, parse_hparams, parse_search_space, points
 from algoperf_torch.runner.seeds import TrialSeeds, draw_run_seed, draw_trial_seed
 from algoperf_torch.runner.status import Phase, Status
 from algoperf_torch.runner.submissions import Submission
@@ -58,8 +58,11 @@ def hyperparameters_of(options: RunOptions, submission: Submission, version: Ben
         return Hyperparameters()
     if options.hparams:
         return parse_hparams(options.hparams)
-    space = load_search_space(options.search_space) if options.search_space else submission.search_space
-    if space is None:
+    if options.search_space is not None:
+        space = load_search_space(options.search_space)
+    elif submission.search_space is not None:
+        space = parse_search_space(json.dumps(submission.search_space), f"of {submission.name}")
+    else:
         return Hyperparameters()
     wanted = max(version.num_trials(options.ruleset), options.trial)
     found = points(space, wanted)
@@ -217,8 +220,9 @@ def build_trial(parts: Parts, **callbacks: Any) -> tuple[Trial, dict[str, float]
         batch_norm_groups=parts.version.protocol.batch_norm_groups,
         compiled=options.compile,
     )
-    seconds.lap("model")
     clock = make_clock(options.clock, ranks.synchronize)
+    parts.guards.watch(engine.model, workload, stream, clock)
+    seconds.lap("model")
     context = TrainingContext(
         step_hint=rules.budget.steps or terms.step_hint,
         budget_seconds=rules.budget.seconds,
@@ -248,13 +252,14 @@ def build_trial(parts: Parts, **callbacks: Any) -> tuple[Trial, dict[str, float]
     if parts.record is not None:
         parts.record.heartbeat.enter(Phase.INIT, 0)
     try:
-        algorithm = submission.algorithm.from_context(engine.model, parts.hyperparameters, context)
+        with parts.guards.submission("initialisation"):
+            algorithm = submission.algorithm.from_context(engine.model, parts.hyperparameters, context)
     except BaseException as error:
         raise blame(error, "its construction") from error
     if parts.record is not None:
         parts.record.heartbeat.enter(Phase.SETUP, 0)
     seconds.lap("init")
-    parts.guards.built(engine.model, algorithm, context, workload, seconds.laps["init"])
+    parts.guards.built(algorithm, context)
     if options.compile and parts.version.protocol.compile_policy == "prewarmed":
         warm_up(engine, make_batch(0), ranks, eval_batch_size=rules.eval_batch_size)
     seconds.lap("warm_up")

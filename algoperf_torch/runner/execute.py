@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -37,6 +36,7 @@ from algoperf_torch.runner.options import RunOptions
 from algoperf_torch.runner.progress import Console
 from algoperf_torch.runner.record import TrialRecord, read_json, write_json
 from algoperf_torch.runner.status import Phase, Status, is_void
+from algoperf_torch.runner.submissions import load_submission
 from algoperf_torch.runner.trackers import Trackers
 from algoperf_torch.runner.trial import Trial
 from algoperf_torch.runner.validity import Guards
@@ -66,20 +66,25 @@ def execute(options: RunOptions) -> int:
     version = load_version(options.version)
     version.terms(options.workload)
     workload = build_workload(options.workload, options.data_dir, model_scale=options.model_scale)
-    guards = Guards()
-    guards.arm()  # before any code of the submission is imported
-    from algoperf_torch.runner.submissions import load_submission
-
-    submission = load_submission(options.submission, schedule=options.schedule)
-    if options.name:
-        submission = replace(submission, name=options.name)
-    hyperparameters = hyperparameters_of(options, submission, version)
-    budget_of(options, version)  # a mistake in it is told before anything starts
     stop = StopRequest()
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     ranks = distributed.join(options.device)
     try:
         set_numerics(options, version)
+        guards = Guards(
+            ranks.device,
+            rank=ranks.rank,
+            real_clock=options.clock == "real",
+            page_cache=version.protocol.page_cache,
+            audit=True,
+        )
+        guards.arm(workload.evaluation_files())  # before any code of the submission is imported
+        with guards.submission("import"):
+            submission = load_submission(options.submission, schedule=options.schedule)
+        if options.name:
+            submission = replace(submission, name=options.name)
+        hyperparameters = hyperparameters_of(options, submission, version)
+        budget_of(options, version)  # a mistake in it is told before anything starts
         environment = hardware.fingerprint(ranks.device)
         checks = hardware.compare(version, environment)
         hardware.require(version, checks)
@@ -127,7 +132,7 @@ def _open(workload: Workload, ranks: distributed.Ranks) -> None:
 
 def _train(parts: Parts, stop: StopRequest) -> int:
     """Builds and runs the trial, and writes how it ended."""
-    options, record = parts.options, parts.record
+    options, record, guards = parts.options, parts.record, parts.guards
     trial: Trial | None = None
     laps: dict[str, float] = {}
     error: BaseException | None = None
@@ -144,14 +149,19 @@ def _train(parts: Parts, stop: StopRequest) -> int:
         if console is not None:
             console.started(trial, laps)
         status = trial.run()
+        guards.finish()
+        validity = trial.validity()
     except BaseException as caught:  # noqa: BLE001 - every end has a name; it is recorded and told
         error, status = caught, status_of(caught)
+        guards.finish()
+        validity = guards.section()
     phase = trial.phase if trial is not None else Phase.SETUP if record is None else record.heartbeat.phase
     if error is not None:
         status, phase, error = _note_error(parts, status, phase, error)
     if record is not None and console is not None and trackers is not None:
         trackers.close()
-        _close(parts, record, trial, status, phase, laps, error)
+        _close(parts, record, trial, status, phase, laps, error, validity)
+        console.validity(validity)
         console.ended(status, trial, error)
     return exit_code(status, error)
 
@@ -236,6 +246,7 @@ def _close(
     phase: Phase,
     laps: Mapping[str, float],
     error: BaseException | None,
+    validity: Mapping[str, Any],
 ) -> None:
     """Writes the final `trial.json`, and removes checkpoints that nobody will need."""
     values: dict[str, Any] = {"setup_seconds": dict(laps), "ended": time.time()}
@@ -248,9 +259,8 @@ def _close(
             "phase": phase.name.lower(),
             "traceback": f"error_rank_{parts.ranks.rank}.log",
         }
-    validity = parts.guards.section()
-    void = is_void(status, phase) or any(flag["severity"] == "void" for flag in validity["flags"])
-    record.update(status=status.value, void=void, validity=json.loads(json.dumps(validity, default=str)), **values)
+    void = is_void(status, phase) or not validity["valid"]
+    record.update(status=status.value, void=void, validity=validity, **values)
     record.heartbeat.enter(Phase.FINISHED, trial.state.step if trial is not None else 0)
     record.close()
     if status is not Status.PREEMPTED:

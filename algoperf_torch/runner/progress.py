@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.text import Text
@@ -64,6 +64,10 @@ class Console:
         else:
             text = f"[red]{status.value}[/]: {str(error).replace('[', chr(92) + '[')}"
         self._out.print(f"  {text}")
-        for flag in self._parts.guards.section()["flags"]:
-            self._out.print(Text(f"  validity: {flag['name']}: {flag['reason']}", style="yellow"))
         self._out.print(Text(f"  logs: {directory}", style="dim"))
+
+    def validity(self, section: Mapping[str, Any]) -> None:
+        """The flags that were raised, if any."""
+        for flag in section["flags"]:
+            where = f"validity ({flag['severity']}), step {flag['step']}, rank {flag['rank']}"
+            self._out.print(Text(f"  {where}: {flag['name']}: {flag['reason']}", style="yellow"))

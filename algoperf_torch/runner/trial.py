@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from algoperf_torch.runner.evaluate import evaluate
 from algoperf_torch.runner.options import Budget
 from algoperf_torch.runner.record import TrialRecord
 from algoperf_torch.runner.status import Phase, Status
-from algoperf_torch.runner.validity import Guards, IntervalFacts
+from algoperf_torch.runner.validity import Guards, IntervalFacts, merge
 from algoperf_torch.spec import Split
 from algoperf_torch.versions import Protocol as VersionProtocol
 from algoperf_torch.versions import WorkloadTerms
@@ -157,7 +158,7 @@ class Trial:
             row = self._evaluate(step)
         ended = over or (not stopping and (finished or self._goals_met()))
         if evaluates and not ended and rules.protocol.prepare_hook:
-            self.clock.start()
+            self._start_clock()
             self._call("resume_training", self.algorithm.resume_training)
             self._stop_clock(step)
         self._save(step, row, ended=ended)
@@ -193,12 +194,13 @@ class Trial:
 
     def _start_clock(self) -> None:
         self._enter(Phase.TRAINING)
-        self.guards.clock_starts()
         self.stream.resume()
         self.clock.start()
+        self.guards.clock_starts()
 
     def _stop_clock(self, step: int) -> None:
         """The clock stands, the ranks agree on its time, nothing works in the background."""
+        self.guards.clock_stops()
         self.clock.stop()
         (seconds,) = self.ranks.maximum(self.clock.elapsed(step))
         self.clock.settle(seconds)
@@ -293,7 +295,6 @@ class Trial:
             samples=state.samples,
             forward_passes=self.context.passes.forward,
             backward_passes=self.context.passes.backward,
-            step_seconds=self._step_seconds,
         )
 
     def _save(self, step: int, row: dict[str, float] | None, *, ended: bool) -> None:
@@ -304,6 +305,7 @@ class Trial:
         scalars = self._scalar_rows()
         if self.saves_checkpoints and not ended:
             self._write_checkpoint(step, scalars if row is None else [*scalars, row])
+        validity = self.validity()
         if self.record is not None:
             if row is None:
                 self.record.add_measurements(scalars)
@@ -317,7 +319,7 @@ class Trial:
                     "preemption_count": state.preemption_count,
                 }
                 self.record.add_measurements([last])
-            self.record.update(validity=self.guards.section(), **self.summary())
+            self.record.update(validity=validity, **self.summary())
         self.context.scalars.clear()
         spent = 0.0 if self.clock.injected else self.ranks.maximum(time.perf_counter() - started)[0]
         state.logging_seconds += spent
@@ -397,6 +399,13 @@ class Trial:
             "logging_seconds": state.logging_seconds,
             "preemption_count": state.preemption_count,
         }
+
+    def validity(self) -> dict[str, Any]:
+        """The guards' findings on all ranks; called by all of them."""
+        own = self.guards.section()
+        text = json.dumps(own if self.ranks.is_main else {**own, "intervals": []}).encode()
+        gathered = self.ranks.gather_bytes(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        return merge([json.loads(bytes(section.tolist())) for section in gathered])
 
     def _beat(self, step: int) -> None:
         if self.record is not None:
