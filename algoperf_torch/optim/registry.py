@@ -69,6 +69,22 @@ ALGORITHMS: dict[str, Record] = {
         defaults={"nesterov": True, "end_factor": 0.001},
         search_space="sgd.json",
     ),
+    "schedule_free_adamw": Record(
+        target="schedule_free:ScheduleFreeAdamW",
+        summary="AdamW with averaging in place of a schedule",
+        paper="Defazio et al. (2024), arXiv:2405.15682",
+        schedule="constant",
+        defaults={"warmup_factor": 0.02},
+        search_space="schedule_free_adamw.json",
+    ),
+    "schedule_free_sgd": Record(
+        target="schedule_free:ScheduleFreeSGD",
+        summary="SGD with averaging in place of a schedule",
+        paper="Defazio et al. (2024), arXiv:2405.15682",
+        schedule="constant",
+        defaults={"warmup_factor": 0.05},
+        search_space="schedule_free_sgd.json",
+    ),
 }
 
 # Prefixes: `ema:nadamw` averages what `nadamw` trains. They compose from left to right, outermost first.
