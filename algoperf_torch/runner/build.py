@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,15 +18,15 @@ import torch
 
 from algoperf_torch import __version__
 from algoperf_torch.data.stream import TrainStream
-from algoperf_torch.errors import AlgoPerfError, HyperparameterError, LogError, UsageError
+from algoperf_torch.errors import AlgoPerfError, HyperparameterError, UsageError
 from algoperf_torch.optim.context import Engine, TrainingContext
 from algoperf_torch.runner import checkpoint
 from algoperf_torch.runner.clock import make_clock
 from algoperf_torch.runner.distributed import Ranks
 from algoperf_torch.runner.engine import build_engine, seeded_model, warm_up
-from algoperf_torch.runner.options import Budget, RunOptions, parse_budget
+from algoperf_torch.runner.options import RunOptions, budget_of
 from algoperf_torch.runner.record import SCHEMA_VERSION, TrialRecord, read_json, trial_directory
-from algoperf_torch.runner.search_space import load_search_space, parse_hparams, parse_search_space, points
+from algoperf_torch.runner.search_space import load_search_space, parse_hparams, parse_search_space, study_points
 from algoperf_torch.runner.seeds import TrialSeeds, draw_run_seed, draw_trial_seed
 from algoperf_torch.runner.status import Phase, Status
 from algoperf_torch.runner.submissions import Submission
@@ -64,8 +63,16 @@ def hyperparameters_of(options: RunOptions, submission: Submission, version: Ben
         space = parse_search_space(json.dumps(submission.search_space), f"of {submission.name}")
     else:
         return Hyperparameters()
-    wanted = max(version.num_trials(options.ruleset), options.trial)
-    found = points(space, wanted)
+    if version.tuning.points == "partitioned" and options.seed is None:
+        raise HyperparameterError(f"Version {version.name} draws the points of its studies apart. Give a --seed.")
+    found = study_points(
+        space,
+        draw=version.tuning.points,
+        study=options.study,
+        studies=version.tuning.studies,
+        trials=max(version.num_trials(options.ruleset), options.trial),
+        seed=options.seed or 0,
+    )
     if options.trial > len(found):
         raise HyperparameterError(f"--trial {options.trial}: the search space has only {len(found)} points.")
     return found[options.trial - 1]
@@ -126,32 +133,6 @@ def share_place(options: RunOptions, submission: str, ranks: Ranks) -> Place:
         raise UsageError(message["error"])
     saved = message["checkpoint"]
     return Place(Path(message["directory"]), message["run_seed"], Path(saved) if saved else None)
-
-
-def budget_of(options: RunOptions, version: BenchmarkVersion) -> Budget:
-    """Submission seconds and steps after which the trial ends."""
-    budget = Budget(version.budget_seconds(options.workload, options.ruleset))
-    if options.budget is not None:
-        budget = parse_budget(options.budget, lambda runs: reference_seconds(runs, options.workload))
-    limits = [budget.steps, version.step_limit(options.workload, options.ruleset), options.max_steps]
-    return Budget(budget.seconds, min((limit for limit in limits if limit is not None), default=None))
-
-
-def reference_seconds(runs: Path, workload: str) -> float:
-    """Median time to target of the trials of one workload in a directory of runs. Raises `UsageError` if there is none."""
-    times = []
-    for path in sorted(runs.glob(f"**/study_*/{workload}_pytorch/trial_*/trial.json")):
-        try:
-            seconds = read_json(path).get("result", {}).get("validation_seconds")
-        except LogError as error:
-            raise UsageError(f"--budget: {error}") from error
-        if seconds is not None:
-            times.append(float(seconds))
-    if not times:
-        raise UsageError(
-            f"--budget: no trial of {workload} in {runs} reached its target, so there is no time to scale."
-        )
-    return statistics.median(times)
 
 
 def batch_size_of(workload: Workload, batch_sizes: Mapping[str, int], ranks: Ranks, micro_batch: int | None) -> int:

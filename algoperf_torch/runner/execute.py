@@ -25,14 +25,13 @@ from algoperf_torch.errors import (
 from algoperf_torch.runner import checkpoint, distributed, hardware
 from algoperf_torch.runner.build import (
     Parts,
-    budget_of,
     build_trial,
     first_summary,
     hyperparameters_of,
     share_place,
     trial_seed,
 )
-from algoperf_torch.runner.options import RunOptions
+from algoperf_torch.runner.options import RunOptions, budget_of
 from algoperf_torch.runner.progress import Console
 from algoperf_torch.runner.record import TrialRecord, read_json, write_json
 from algoperf_torch.runner.status import Phase, Status, is_void

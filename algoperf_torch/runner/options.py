@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from algoperf_torch.errors import UsageError
+from algoperf_torch.errors import LogError, UsageError
+from algoperf_torch.runner.record import read_json
 from algoperf_torch.spec import Ruleset
-from algoperf_torch.versions import DEFAULT_VERSION
+from algoperf_torch.versions import DEFAULT_VERSION, BenchmarkVersion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,3 +146,29 @@ def parse_budget(text: str, reference_seconds: Callable[[Path], float]) -> Budge
             raise UsageError(f"--budget {text!r}: a number of steps is whole.")
         return Budget(float("inf"), int(number))
     return Budget(number * reference_seconds(Path(match["path"])))
+
+
+def budget_of(options: RunOptions, version: BenchmarkVersion) -> Budget:
+    """Submission seconds and steps after which the trial ends."""
+    budget = Budget(version.budget_seconds(options.workload, options.ruleset))
+    if options.budget is not None:
+        budget = parse_budget(options.budget, lambda runs: reference_seconds(runs, options.workload))
+    limits = [budget.steps, version.step_limit(options.workload, options.ruleset), options.max_steps]
+    return Budget(budget.seconds, min((limit for limit in limits if limit is not None), default=None))
+
+
+def reference_seconds(runs: Path, workload: str) -> float:
+    """Median time to target of the trials of one workload in a directory of runs. Raises `UsageError` if there is none."""
+    times = []
+    for path in sorted(runs.glob(f"**/study_*/{workload}_pytorch/trial_*/trial.json")):
+        try:
+            seconds = read_json(path).get("result", {}).get("validation_seconds")
+        except LogError as error:
+            raise UsageError(f"--budget: {error}") from error
+        if seconds is not None:
+            times.append(float(seconds))
+    if not times:
+        raise UsageError(
+            f"--budget: no trial of {workload} in {runs} reached its target, so there is no time to scale."
+        )
+    return statistics.median(times)

@@ -96,10 +96,10 @@ def study_points(
     is what the rules describe: `studies * trials` points split at random into studies (of an array with fewer points,
     each study draws its own without replacement); `seed`, the run seed, decides.
     """
-    if not 0 <= study < studies:
-        raise HyperparameterError(f"Study {study} does not exist; there are {studies}, numbered from 0.")
     if draw == "shared":
         return points(space, trials)
+    if not 0 <= study < studies:
+        raise HyperparameterError(f"Study {study} does not exist; there are {studies}, numbered from 0.")
     pool = points(space, studies * trials)
     if len(pool) == studies * trials:
         order = np.random.default_rng(seed % 2**64).permutation(len(pool))

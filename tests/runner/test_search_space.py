@@ -140,7 +140,7 @@ def test_partitioned_studies_of_a_short_array_draw_without_replacement():
 @pytest.mark.parametrize("study", [-1, 3])
 def test_studies_that_do_not_exist(study):
     with pytest.raises(HyperparameterError, match=r"Study .* does not exist; there are 3"):
-        study_points(SPACE, draw="shared", study=study, studies=3, trials=5, seed=0)
+        study_points(SPACE, draw="partitioned", study=study, studies=3, trials=5, seed=0)
 
 
 # ---------------------------------------------------------------- the grammar
