@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -14,6 +15,13 @@ from algoperf_torch.data.manifest import FileRecord, Manifest, read_manifest
 from algoperf_torch.errors import DataError, UnknownNameError, UsageError
 
 DATASET_FILE = Path(__file__).with_name("datasets.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile(FileRecord):
+    """A file that can be downloaded. Its size is known; `urls` are addresses beside those of the dataset's mirrors."""
+
+    urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +41,14 @@ class Dataset:
     homepage: str
     code: str
     mirrors: tuple[str, ...] = ()
-    files: tuple[FileRecord, ...] = ()
+    files: tuple[PublishedFile, ...] = ()
     unpacked: tuple[FileRecord, ...] = ()
     access: str | None = None
+
+    def urls(self, file: PublishedFile, mirrors: Sequence[str] = ()) -> list[str]:
+        """Addresses of one of the `files`, in the order in which to try them: on `mirrors` first."""
+        first, last = ([mirror.rstrip("/") + "/" + file.name for mirror in some] for some in (mirrors, self.mirrors))
+        return [*first, *file.urls, *last]
 
     def part(self, module: str) -> ModuleType:
         """The dataset's own module of that name (`synth`, `prepare`). Raises `UsageError` where it has none."""
@@ -58,7 +71,10 @@ def load_datasets(path: Path = DATASET_FILE) -> dict[str, Dataset]:
                 **{
                     **facts,
                     "mirrors": tuple(facts.get("mirrors", ())),
-                    "files": tuple(FileRecord(**record) for record in facts.get("files", ())),
+                    "files": tuple(
+                        PublishedFile(**{**record, "urls": tuple(record.get("urls", ()))})
+                        for record in facts.get("files", ())
+                    ),
                     "unpacked": tuple(FileRecord(**record) for record in facts.get("unpacked", ())),
                 },
             )
@@ -96,24 +112,29 @@ def dataset_folder(root: Path | None, name: str) -> Path:
     return folder
 
 
+def expected_files(root: Path | None, name: str) -> tuple[Path, Manifest | None, tuple[FileRecord, ...]]:
+    """The folder `root`/<dataset>, its manifest if it has one, and the files that it should hold. Raises `DataError`."""
+    folder = dataset_folder(root, name)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return folder, manifest, manifest.files
+    published = dataset(name)
+    unpacked = any((folder / record.name).exists() for record in published.unpacked)
+    records: tuple[FileRecord, ...] = published.unpacked if unpacked else published.files
+    if not records:
+        raise DataError(f"{folder} has no manifest.json. Write it with `algoperf data prepare {name}`.")
+    return folder, None, records
+
+
 def check_folder(root: Path | None, name: str, *, sums: bool = True) -> Manifest | None:
     """Checks the files of `root`/<dataset> and returns its manifest, `None` for files as their owner publishes them.
 
     Raises `DataError` for the first file that is missing or differs from the manifest or, without one, from the owner's.
     """
-    folder = dataset_folder(root, name)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        manifest.check(folder, sums=sums)
-        return manifest
-    published = dataset(name)
-    unpacked = any((folder / record.name).exists() for record in published.unpacked)
-    records = published.unpacked if unpacked else published.files
-    if not records:
-        raise DataError(f"{folder} has no manifest.json. Write it with `algoperf data prepare {name}`.")
+    folder, manifest, records = expected_files(root, name)
     for record in records:
         record.check(folder, sums=sums)
-    return None
+    return manifest
 
 
 def _advice(name: str) -> str:

@@ -1,0 +1,52 @@
+"""`algoperf data synth`: small data in a dataset's own format, made from a seed, so that everything runs without a download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from algoperf_torch.data.datasets import dataset
+from algoperf_torch.data.manifest import Manifest, new_folder, record_files, write_manifest
+from algoperf_torch.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthOptions:
+    """Writes generated data with learnable content. Results on them are marked as synthetic."""
+
+    dataset: tyro.conf.Positional[str]
+    """Name of the dataset, such as mnist."""
+    out: Path
+    """Directory of all data; the dataset gets the folder <out>/<dataset>."""
+    examples: int | None = None
+    """Training examples; the other splits follow from it. Default: enough for a trial of a minute."""
+    seed: int = 0
+    """Another seed gives other data."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+def main(options: SynthOptions) -> int:
+    """Writes <out>/<dataset> with a manifest; the folder appears only when it is complete."""
+    synth = dataset(options.dataset).part("synth")
+    num_train = synth.DEFAULT_EXAMPLES if options.examples is None else options.examples
+    if num_train < 1 or options.seed < 0:
+        raise UsageError("--examples must be at least 1 and --seed at least 0.")
+    target = options.out / options.dataset
+    with new_folder(target, overwrite=options.overwrite) as folder:
+        examples = synth.synthesise(folder, num_train=num_train, seed=options.seed)
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        manifest = Manifest(
+            dataset=options.dataset,
+            examples={str(split): count for split, count in examples.items()},
+            files=record_files(folder, names),
+            synthetic=True,
+        )
+        write_manifest(folder, manifest)
+    total = sum(record.bytes or 0 for record in manifest.files)
+    counts = ", ".join(f"{count:,} {split}" for split, count in examples.items())
+    Console(highlight=False, soft_wrap=True).print(f"Wrote {target}: {counts} examples, {total / 1e6:.1f} MB.")
+    return 0
