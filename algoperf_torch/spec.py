@@ -130,6 +130,8 @@ class WorkloadSpec:
     metrics: tuple[str, ...]  # all metrics that an evaluation reports, sorted, target metric included
     default_dropout: float = 0.0
     num_parameters: int | None = None
+    task: str = ""  # for the listing, such as "image classification"
+    model: str = ""  # for the listing, such as "ResNet-50"
 
     @property
     def higher_is_better(self) -> bool:
