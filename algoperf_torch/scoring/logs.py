@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 
 from algoperf_torch.errors import LogError
+from algoperf_torch.scoring.cache import TableCache
 from algoperf_torch.scoring.table import Table, parse_object, parse_table, read_bytes
+from algoperf_torch.spec import MAXIMISED_METRICS, MINIMISED_METRICS
 
+TARGET_METRICS = MINIMISED_METRICS | MAXIMISED_METRICS
 EVALUATIONS = "eval_measurements.csv"
-SCORE_COLUMNS = ("score", "accumulated_submission_time")  # equal in all official files; the first present is read
+SECONDS = "score"  # column of submission time; `accumulated_submission_time` is equal in all official files
 
 _STUDY = re.compile(r"study_(\d+)")
 _WORKLOAD = re.compile(r"(.+)_(jax|pytorch)")
@@ -98,7 +101,7 @@ class Trial:
     @property
     def seconds(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Submission time of each evaluation."""
-        return score_column(self.evaluations) if self.evaluations is not None else np.empty(0)
+        return self.evaluations[SECONDS] if self.evaluations is not None else np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +129,27 @@ class Logs:
         return Logs(tuple(trial for trial in self.trials if trial.submission in wanted), self.problems, self.roots)
 
 
-def score_column(table: Table) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return next(table[name] for name in SCORE_COLUMNS if name in table)
+def scoring_columns(name: str) -> bool:
+    """Whether a column of `eval_measurements.csv` can matter for a score."""
+    split, _, metric = name.partition("/")
+    if metric:
+        return split in ("validation", "test") and metric in TARGET_METRICS
+    return name in (SECONDS, "global_step", "preemption_count")
 
 
-def read_logs(paths: Sequence[str | Path], *, progress: Callable[[int, int], None] | None = None) -> Logs:
+def read_logs(
+    paths: Sequence[str | Path],
+    *,
+    all_columns: bool = False,
+    cache: TableCache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Logs:
     """Reads every trial below the paths, each of which is a directory of submissions or one submission.
 
     Args:
         paths: submissions of equal name under different paths are told apart by the path's name.
+        all_columns: keep every column of the evaluations, not only those that a score can depend on.
+        cache: where parsed files are kept between runs.
         progress: called with (trials read, trials in all).
 
     Raises:
@@ -142,7 +157,7 @@ def read_logs(paths: Sequence[str | Path], *, progress: Callable[[int, int], Non
     """
     if not paths:
         raise LogError("No run directory given. Write, for example: algoperf score runs/")
-    return _Reader(progress).read([Path(path) for path in paths])
+    return _Reader(all_columns, cache, progress).read([Path(path) for path in paths])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +174,11 @@ class _Place:
 
 
 class _Reader:
-    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self, all_columns: bool, cache: TableCache | None, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._all_columns = all_columns
+        self._cache = cache
         self._progress = progress
         self._problems: list[Problem] = []
         self._parsed: dict[bytes, Table | LogError] = {}  # by digest of the content
@@ -318,12 +337,9 @@ class _Reader:
 
     def _read_evaluations(self, path: str) -> Table:
         data = read_bytes(path)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
+        digest = hashlib.blake2b(data, digest_size=16, person=b"all" if self._all_columns else b"scoring").digest()
         if digest not in self._parsed:
-            try:
-                self._parsed[digest] = _check_evaluations(parse_table(data))
-            except LogError as error:
-                self._parsed[digest] = error
+            self._parsed[digest] = self._parse(digest, data)
         parsed = self._parsed[digest]
         if isinstance(parsed, LogError):
             raise parsed
@@ -332,6 +348,19 @@ class _Reader:
         if _runs_backwards(parsed):
             self._note(path, "the submission time runs backwards without a preemption", Severity.IRREGULAR)
         return parsed
+
+    def _parse(self, digest: bytes, data: bytes) -> Table | LogError:
+        table = self._cache.get(digest) if self._cache is not None else None
+        if table is not None:
+            return table
+        try:
+            table = parse_table(data, None if self._all_columns else scoring_columns)
+            _check_evaluations(table)
+        except LogError as error:
+            return error
+        if self._cache is not None:
+            self._cache.put(digest, table)
+        return table
 
     def _report_copies(self, trials: Sequence[Trial]) -> None:
         first: dict[tuple[str, int], Trial] = {}
@@ -375,19 +404,18 @@ def _refuse_two_frameworks(places: Sequence[_Place]) -> None:
             )
 
 
-def _check_evaluations(table: Table) -> Table:
-    if not any(name in table for name in SCORE_COLUMNS):
-        raise LogError(f"has no column {SCORE_COLUMNS[0]!r}; columns: {', '.join(table.columns)[:200]}")
-    seconds = score_column(table)
+def _check_evaluations(table: Table) -> None:
+    if SECONDS not in table:
+        raise LogError(f"has no column {SECONDS!r}; columns: {', '.join(table.columns)[:200]}")
+    seconds = table[SECONDS]
     wrong = np.flatnonzero(~(np.isfinite(seconds) & (seconds >= 0)))
     if wrong.size:
         raise LogError(f"row {wrong[0] + 2}: submission time {seconds[wrong[0]]} is not a time")
-    return table
 
 
 def _runs_backwards(table: Table) -> bool:
-    seconds, preemptions = score_column(table), table.get("preemption_count")
-    return bool(np.any((np.diff(seconds) < 0) & ~(np.diff(preemptions) > 0)))
+    back = np.diff(table[SECONDS]) < 0
+    return bool(back.any() and np.any(back & ~(np.diff(table.get("preemption_count")) > 0)))
 
 
 def _reason_unusable(record: TrialRecord) -> str | None:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from algoperf_torch.errors import LogError, UsageError
 from algoperf_torch.scoring import profile, speedup, statistics, voiding
+from algoperf_torch.scoring.cache import TableCache, open_cache
 from algoperf_torch.scoring.logs import Flag, Logs, Problem, Severity, read_logs
 from algoperf_torch.scoring.table import Floats, as_old_pandas
 from algoperf_torch.scoring.times import Rule, StudyResult, StudyTimes, median_over_studies, study_times
@@ -53,6 +54,8 @@ class ScoreOptions:
     """Write everything as JSON to this file; - for standard output instead of the tables."""
     csv: Path | None = None
     """Write tables in the layout of the official scorer to this directory."""
+    cache: bool = True
+    """Keep parsed logs in the user's cache directory, by their content, so that the next call is faster."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -215,15 +218,16 @@ def score_runs(
     bootstrap: int = 1000,
     strict: bool = False,
     mixed: bool = False,
+    cache: TableCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
-    """Reads run directories and scores the submissions in them; arguments as in `ScoreOptions`.
+    """Reads run directories and scores the submissions in them; arguments as in `ScoreOptions` and `read_logs`.
 
     Raises:
         LogError: no submission is found, or the runs cannot be ranked together.
         UnknownNameError, UsageError: the version does not exist or cannot be read.
     """
-    logs = read_logs(paths, progress=progress)
+    logs = read_logs(paths, cache=cache, progress=progress)
     return score_logs(
         logs.select(submissions) if submissions else logs,
         version,
@@ -595,7 +599,7 @@ def main(options: ScoreOptions) -> int:
     """Prints the tables and writes the files that were asked for. Raises `LogError` and `UsageError`."""
     from algoperf_torch.scoring import output, terminal
 
-    with reading_progress() as progress:
+    with reading_progress() as progress, open_cache() if options.cache else nullcontext() as cache:
         result = score_runs(
             options.runs,
             options.version,
@@ -607,6 +611,7 @@ def main(options: ScoreOptions) -> int:
             bootstrap=options.bootstrap,
             strict=options.strict,
             mixed=options.mixed,
+            cache=cache,
             progress=progress,
         )
     if options.csv is not None:
