@@ -494,7 +494,10 @@ class Packed:
             )
         parts = manifest.facts.get("parts")
         if not isinstance(parts, list) or not all(isinstance(part, list) and len(part) == 3 for part in parts):
-            raise DataError(f"The manifest of {folder} does not list its parts. Prepare the data again.")
+            raise DataError(
+                f"{folder} holds no prepared data (its manifest does not list any parts). "
+                f"Write them with: algoperf data prepare {dataset} --raw RAW --out OUT"
+            )
         check_stamped(folder, manifest)
         return cls(folder, manifest)
 

@@ -250,7 +250,7 @@ def test_altered_manifest(tmp_path):
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["facts"]["parts"] = "many"
     (out / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="does not list its parts"):
+    with pytest.raises(DataError, match="does not list any parts"):
         opened(out)
 
 
