@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import signal
 import sys
 import sysconfig
 import threading
@@ -139,6 +140,7 @@ _TORCH_NAMESPACES = (
     "torch.cuda.Stream", "torch.autograd", "torch.distributed", "torch.linalg", "torch.special", "torch.fft",
 )  # fmt: skip
 _PYTHON_NAMESPACES = ("time", "math", "os", "builtins", "threading", "signal", "gc", "json", "csv", "numpy")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MAY_CHANGE = frozenset({"builtins.print", "builtins.input", "builtins.__import__", "builtins.help", "builtins._"})
 _TORCH_DIRECTORY = str(Path(torch.__file__).parent) + os.sep
 _OWN_DIRECTORY = str(Path(__file__).parents[1]) + os.sep
@@ -173,6 +175,8 @@ class Identities:
     def __init__(self) -> None:
         self._namespaces: list[tuple[str, Any, dict[str, _Bound], bool]] = []
         self._seen: set[int] = set()
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._kernels = frozenset(torch.library._impls)
         for name in (*_PYTHON_NAMESPACES, *_TORCH_NAMESPACES):
             namespace = _resolve(name)
             if namespace is not None:
@@ -187,10 +191,9 @@ class Identities:
     def add_class(self, kind: type) -> None:
         """Watches the methods of a class and of its bases, and that none is added."""
         for base in kind.__mro__:
-            if base is not object:
-                self._add(
-                    f"{base.__module__}.{base.__qualname__}", base, closed=not base.__module__.startswith("torch")
-                )
+            package = base.__module__.partition(".")[0]
+            if package not in sys.stdlib_module_names:
+                self._add(f"{base.__module__}.{base.__qualname__}", base, closed=package != "torch")
 
     def add_object(self, name: str, value: object) -> None:
         """Watches the class of an object, and that none of its methods is overridden on the object itself."""
@@ -205,8 +208,16 @@ class Identities:
 
     def changes(self) -> list[str]:
         """Qualified names that are bound to something else now. Names that appeared count in `closed` namespaces."""
-        found = []
+        found = [
+            f"handler of {number.name}"
+            for number, handler in self._handlers.items()
+            if signal.getsignal(number) != handler
+        ]
+        fresh_kernels = torch.library._impls - self._kernels
+        found += [f"kernel of {name}" for name in sorted(fresh_kernels) if name.startswith(("aten/", "algoperf/"))]
         for name, namespace, before, closed in self._namespaces:
+            if isinstance(namespace, types.ModuleType) and sys.modules.get(name, namespace) is not namespace:
+                found.append(f"module {name}")
             now = dict(vars(namespace))
             for key, bound in before.items():
                 if key not in now:
@@ -295,13 +306,25 @@ def global_hooks() -> int:
     return hooks + modes
 
 
-def constant_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+def learned(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What training changes: parameters, and the buffers that are saved with the model."""
+    constants = {id(buffer) for _, buffer in _unsaved_buffers(model)}
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in constants]
+    return [*model.named_parameters(), *buffers]
+
+
+def constants(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Buffers that training leaves alone: those not saved with the model, but for the harness's own switches."""
+    switches = ("rate", "update")  # of dropout and batch norm
+    return [(name, buffer) for name, buffer in _unsaved_buffers(model) if name.rpartition(".")[2] not in switches]
+
+
+def _unsaved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [
         (f"{prefix}.{name}" if prefix else name, buffer)
         for prefix, module in model.named_modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set and name not in ("rate", "update")
+        if name in module._non_persistent_buffers_set
     ]
 
 
@@ -381,6 +404,12 @@ def foreign_children(known: frozenset[int]) -> list[Worker]:
 
 def child_processes() -> frozenset[int]:
     return frozenset(process.pid for process in psutil.Process().children(recursive=True))
+
+
+def census() -> tuple[int, int]:
+    """Number of threads of this process, native ones included, and of its living descendants."""
+    process = psutil.Process()
+    return process.num_threads(), len(process.children(recursive=True))
 
 
 def busy_seconds(window: float) -> float:
@@ -488,25 +517,22 @@ class AuditTrail:
 
 
 def _calling_file(frame: types.FrameType | None) -> str | None:
-    """The innermost file that belongs to neither the standard library nor a library that compiles or measures.
+    """The innermost file that is neither the standard library's nor an installed package's.
 
-    None where such a library is met first: then that library acts, whoever called it.
+    None where an installed package is met first: then that package acts (a compiler, a logger), whoever called it.
     """
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(_LIBRARIES):
+        if file.startswith(_OWN_DIRECTORY) and file != __file__:
             return None
-        standard = file.startswith(_STANDARD_LIBRARY) and "-packages" + os.sep not in file
-        if not standard and file != __file__ and not file.startswith("<"):
+        if "-packages" + os.sep in file:
+            return None
+        if not file.startswith((_STANDARD_LIBRARY, "<")) and file != __file__:
             return file
         frame = frame.f_back
     return None
 
 
-_LIBRARIES = tuple(
-    str(Path(torch.__file__).parents[1] / name) + os.sep
-    for name in ("torch", "triton", "psutil", "wandb", "tensorboard", "sklearn", "joblib", "threadpoolctl", "numpy")
-)
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _current_trail: list[AuditTrail] = []
 

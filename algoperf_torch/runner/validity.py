@@ -25,7 +25,7 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,9 +46,11 @@ from algoperf_torch.runner.hardware import (
     precision_state,
     thread_state,
 )
+from algoperf_torch.spec import ParamRole
 from algoperf_torch.workloads.base import Workload
 
 Severity = Literal["void", "warn"]
+MOST_FLAGS = {"void": 5, "warn": 1}  # of one guard
 
 GUARDS: dict[str, str] = {  # every guard by name, and what it watches
     "identity": "functions of the clock, of torch and of the harness are what they were",
@@ -116,6 +118,7 @@ class Flag:
     step: int
     severity: Severity
     rank: int = 0
+    count: int = 1  # findings of this guard that this flag stands for: what lasts is not told at every evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +205,7 @@ class Guards:
         self._running_since: float | None = None
         self._independent_seconds = 0.0  # since the last interval
         self._standing: _Standing | None = None
+        self._weights_in_products = 0  # weights that every example is multiplied with: a floor of a step's arithmetic
         self._disk_read = disk_read_bytes()
         self._spins = os.environ.get("OMP_WAIT_POLICY", "").lower() == "active" or "GOMP_SPINCOUNT" in os.environ
         self.flags: list[Flag] = []
@@ -245,22 +249,22 @@ class Guards:
         self._model = model
         self._stream = stream
         self._structure = probes.Structure.of(model)
-        self._initial = probes.digest(self._values())
-        self._constants = probes.digest(probes.constant_buffers(model))
+        self._initial = probes.digest(probes.learned(model))
+        self._constants = probes.digest(probes.constants(model))
         for name, module in model.named_modules():
             self._identities.add_object(f"model.{name}" if name else "model", module)
         for value in (workload, stream, *others):
             self._identities.add_object(type(value).__name__.lower(), value)
         self._held_files = probes.mapped_files(self._trail.evaluation_files)
 
-    def _values(self) -> Iterator[tuple[str, Any]]:
-        yield from self._model.named_parameters()
-        yield from self._model.named_buffers()
-
-    def built(self, algorithm: TrainingAlgorithm, context: TrainingContext) -> list[Flag]:
+    def built(self, algorithm: TrainingAlgorithm, context: TrainingContext) -> None:
         """Judges what importing and constructing the submission did."""
-        before = len(self.flags)
         self._algorithm = algorithm
+        self._weights_in_products = sum(
+            parameter.numel()
+            for parameter, known in zip(self._model.parameters(), context.parameters, strict=True)
+            if parameter.dim() > 1 and (known.is_output or known.role is not ParamRole.EMBEDDING)
+        )
         setup, limits = self._totals.setup, self._limits
         counts = [self._compiler.counts.get(stage, probes.CompileCounts()) for stage in ("import", "initialisation")]
         seconds = setup.get("import_seconds", 0.0) + setup.get("initialisation_seconds", 0.0)
@@ -274,10 +278,11 @@ class Guards:
         ):
             if value > limit:
                 self._flag("initialisation", f"{value:.6g} {what}; the limit is {limit:g}", 0, "warn")
-        if self._on("initial_weights") and (names := probes.changed(self._initial, probes.digest(self._values()))):
+        if self._on("initial_weights") and (
+            names := probes.changed(self._initial, probes.digest(probes.learned(self._model)))
+        ):
             self._flag("initial_weights", f"construction changed {_some(names)} of the model", 0, "void")
         self._check_trail(0)
-        return self.flags[before:]
 
     # ---------------------------------------------------------------- the clock
 
@@ -293,9 +298,8 @@ class Guards:
             self._running_since = None
         self._enter("harness")
 
-    def interval(self, facts: IntervalFacts) -> list[Flag]:
-        """Everything that is checked when the clock stands, before the evaluation. The new flags."""
-        before = len(self.flags)
+    def interval(self, facts: IntervalFacts) -> None:
+        """Everything that is checked when the clock stands, before the evaluation."""
         step = facts.step
         row = self._measure(facts)
         self._judge_times(row, facts)
@@ -306,7 +310,6 @@ class Guards:
         self._check_quiet(step)
         self._totals.intervals.append(row)
         self._totals.facts = asdict(facts) | {"step_times": []}
-        return self.flags[before:]
 
     def _measure(self, facts: IntervalFacts) -> dict[str, Any]:
         """The interval's own numbers, from the totals."""
@@ -338,6 +341,7 @@ class Guards:
             row["step_variation"] = statistics.stdev(facts.step_times) / statistics.fmean(facts.step_times)
         if self._telemetry is not None:
             row["telemetry"] = self._telemetry.sample()
+        row["threads"], row["children"] = probes.census()
         self._totals.compilations["training"] = asdict(compiled)
         self._disk_read = disk
         self._independent_seconds = 0.0
@@ -367,7 +371,7 @@ class Guards:
         self._judge_step_time(row, step)
 
     def _judge_step_time(self, row: dict[str, Any], step: int) -> None:
-        """Compares with the fastest interval of the same work per step: an algorithm may well change what a step does."""
+        """Compares intervals of the same work per step: an algorithm may well change what a step does."""
 
         def comparable(other: Mapping[str, Any]) -> bool:
             return bool(other["submission_seconds"] >= self._limits.step_time_seconds and other["steps"] > 1)
@@ -376,16 +380,12 @@ class Guards:
             keys = ("samples", "forward_passes", "backward_passes")
             return tuple(round(other[key] / other["steps"], 1) for key in keys)
 
-        if not self._real_clock or not comparable(row):
-            return
-        rest = [other for other in self._totals.intervals if comparable(other) and work(other) == work(row)]
-        fastest = min((other["mean_step_seconds"] for other in rest), default=math.inf)
-        mean = row["mean_step_seconds"]
-        if mean > self._limits.step_time_ratio * fastest:
-            self._flag("step_time", f"a step took {mean:.4g} s, in an earlier interval {fastest:.4g} s", step, "warn")
-        slowest = max((other["mean_step_seconds"] for other in rest), default=0.0)
-        if slowest > self._limits.step_time_ratio * mean and not any(f.name == "step_time" for f in self.flags):
-            self._flag("step_time", f"a step took {mean:.4g} s, in an earlier interval {slowest:.4g} s", step, "warn")
+        if self._real_clock and comparable(row):
+            rest = [other for other in self._totals.intervals if comparable(other) and work(other) == work(row)]
+            means = [other["mean_step_seconds"] for other in [*rest, row]]
+            if max(means) > self._limits.step_time_ratio * min(means):
+                reason = f"a step took {min(means):.3g} s in one interval and {max(means):.3g} s in another"
+                self._flag("step_time", reason, step, "warn")
 
     # ---------------------------------------------------------------- single checks
 
@@ -429,7 +429,7 @@ class Guards:
         if hooked:
             self._flag("hooks", f"forward hooks on {_some(hooked)}; remove them in prepare_for_eval", step, "void")
         if self._on("constants"):
-            names = probes.changed(self._constants, probes.digest(probes.constant_buffers(self._model)))
+            names = probes.changed(self._constants, probes.digest(probes.constants(self._model)))
             if names:
                 self._flag("constants", f"constant buffers changed: {_some(names)}", step, "void")
 
@@ -440,9 +440,9 @@ class Guards:
         if opened:
             self._flag("files", f"evaluation data opened by the submission: {_some(opened)}", step, "void")
         if trail.processes:
-            self._flag("spawned", f"processes started: {_some(trail.processes)}", step, "void")
+            self._flag("spawned", f"processes started: {_some(trail.processes)}", step, "void" if step else "warn")
         if trail.connections:
-            self._flag("network", f"connections opened: {_some(trail.connections)}", step, "void")
+            self._flag("network", f"connections opened: {_some(trail.connections)}", step, "void" if step else "warn")
         trail.opened, trail.processes, trail.connections = [], [], []
         self._held_files = held
 
@@ -476,7 +476,7 @@ class Guards:
 
     def before_evaluation(self, step: int) -> None:
         """Digests weights and state. To be called when the harness itself has done with both."""
-        weights = probes.digest(self._values()) if self._on("weights_digest") else {}
+        weights = probes.digest(probes.learned(self._model)) if self._on("weights_digest") else {}
         state = probes.digest(probes.flatten(self._algorithm.state_dict())) if self._on("state_digest") else {}
         if self._on("finite") and (names := self._not_finite()):
             self._flag("finite", f"not finite: {_some(names)}", step, "warn")
@@ -493,12 +493,12 @@ class Guards:
         if weights and self._totals.intervals:
             self._totals.intervals[-1]["weights"] = probes.summary(weights)
 
-    def after_evaluation(self, step: int) -> list[Flag]:
-        """Compares with `before_evaluation`. The new flags."""
+    def after_evaluation(self, step: int) -> None:
+        """Compares with `before_evaluation`."""
         assert self._standing is not None
-        first, standing, self._standing = len(self.flags), self._standing, None
+        standing, self._standing = self._standing, None
         if self._on("weights_digest"):
-            names = probes.changed(standing.weights, probes.digest(self._values()))
+            names = probes.changed(standing.weights, probes.digest(probes.learned(self._model)))
             if names:
                 self._flag("weights_digest", f"changed during the evaluation: {_some(names)}", step, "void")
         if self._on("state_digest"):
@@ -513,7 +513,6 @@ class Guards:
             self._flag("stream", f"{drawn} batches were drawn during the evaluation", step, "void")
         self._judge_workers(standing, step)
         self._held_files = probes.mapped_files(self._trail.evaluation_files)
-        return self.flags[first:]
 
     def _not_finite(self) -> list[str]:
         named = [(n, p) for n, p in self._model.named_parameters() if p.is_floating_point() and p.numel()]
@@ -589,6 +588,7 @@ class Guards:
             "backward_passes_per_step": facts.get("backward_passes", 0) / steps if steps else 0.0,
             "mean_step_seconds": statistics.median(means) if means else None,
             "step_seconds_variation": statistics.stdev(means) / statistics.fmean(means) if len(means) > 1 else None,
+            "weights_in_products": self._weights_in_products,
             "setup": dict(totals.setup),
             "compilations": {stage: asdict(count) for stage, count in self._compiler.counts.items()},
             "calibration_seconds": list(totals.calibration),
@@ -615,10 +615,16 @@ class Guards:
         return name not in self.disabled
 
     def _flag(self, name: str, reason: str, step: int, severity: Severity) -> None:
-        """Adds a flag once for each guard and reason: a state that lasts is one finding."""
+        """Adds a flag, or counts it to an earlier one of the same guard: the same reason again, or one of too many."""
         assert name in GUARDS
-        known = any(flag.name == name and flag.reason == reason for flag in self.flags)
-        if self._on(name) and not known:
+        if not self._on(name):
+            return
+        same = [i for i, flag in enumerate(self.flags) if (flag.name, flag.severity) == (name, severity)]
+        again = [i for i in same if self.flags[i].reason == reason]
+        if again or len(same) >= MOST_FLAGS[severity]:
+            index = (again or same)[-1]
+            self.flags[index] = replace(self.flags[index], count=self.flags[index].count + 1)
+        else:
             self.flags.append(Flag(name, reason, step, severity, self._rank))
 
 
