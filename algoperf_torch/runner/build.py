@@ -46,6 +46,7 @@ class Place:
     directory: Path
     run_seed: int
     checkpoint: Path | None
+    fresh: bool  # whether the directory was empty
 
 
 def hyperparameters_of(options: RunOptions, submission: Submission, version: BenchmarkVersion) -> Hyperparameters:
@@ -94,9 +95,8 @@ def claim_directory(options: RunOptions, submission: str) -> Place:
     except OSError as error:
         raise UsageError(f"{directory} is in use: this trial is running in another process.") from error
     if options.overwrite:
-        for path in directory.iterdir():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        clear(directory)
+    fresh = {path.name for path in directory.iterdir()} == {".lock"}
     run_seed = options.seed if options.seed is not None else draw_run_seed()
     saved = checkpoint.latest(directory)
     if (directory / "trial.json").exists():
@@ -112,7 +112,24 @@ def claim_directory(options: RunOptions, submission: str) -> Place:
             )
         if options.seed is None:
             run_seed = int(old["seeds"]["run"])
-    return Place(directory, run_seed, saved if options.resume else None)
+    return Place(directory, run_seed, saved if options.resume else None, fresh)
+
+
+def clear(directory: Path) -> None:
+    """Removes everything from a trial's directory but the lock."""
+    for path in directory.iterdir():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove(directory: Path, out: Path) -> None:
+    """Removes the directory of a trial that never began, and those above it that this leaves empty."""
+    clear(directory)
+    (directory / ".lock").unlink()
+    for path in (directory, *directory.parents):
+        if path == out.parent or any(path.iterdir()):
+            break
+        path.rmdir()
 
 
 def share_place(options: RunOptions, submission: str, ranks: Ranks) -> Place:
@@ -125,6 +142,7 @@ def share_place(options: RunOptions, submission: str, ranks: Ranks) -> Place:
                 "directory": str(place.directory),
                 "run_seed": place.run_seed,
                 "checkpoint": str(place.checkpoint) if place.checkpoint else None,
+                "fresh": place.fresh,
             }
         except AlgoPerfError as error:
             message = {"error": str(error)}
@@ -132,7 +150,7 @@ def share_place(options: RunOptions, submission: str, ranks: Ranks) -> Place:
     if "error" in message:
         raise UsageError(message["error"])
     saved = message["checkpoint"]
-    return Place(Path(message["directory"]), message["run_seed"], Path(saved) if saved else None)
+    return Place(Path(message["directory"]), message["run_seed"], Path(saved) if saved else None, message["fresh"])
 
 
 def batch_size_of(workload: Workload, batch_sizes: Mapping[str, int], ranks: Ranks, micro_batch: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -28,6 +29,7 @@ from algoperf_torch.runner.build import (
     build_trial,
     first_summary,
     hyperparameters_of,
+    remove,
     share_place,
     trial_seed,
 )
@@ -70,6 +72,8 @@ def execute(options: RunOptions) -> int:
     ranks = distributed.join(options.device)
     try:
         set_numerics(options, version)
+        if ranks.device.type == "cpu":  # it tells that there is no CUDA, which is known
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         guards = Guards(
             ranks.device,
             rank=ranks.rank,
@@ -155,6 +159,11 @@ def _train(parts: Parts, stop: StopRequest) -> int:
         guards.finish()
         validity = guards.section()
     phase = trial.phase if trial is not None else Phase.SETUP if record is None else record.heartbeat.phase
+    if isinstance(error, UsageError) and trial is None and parts.place.fresh:
+        if record is not None:  # a mistake in the command leaves nothing behind
+            record.close()
+            remove(parts.place.directory, options.out)
+        raise error
     if error is not None:
         status, phase, error = _note_error(parts, status, phase, error)
     if record is not None and console is not None and trackers is not None:
