@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from algoperf_torch.data.datasets import check_folder, dataset_folder
 from algoperf_torch.data.manifest import with_manifest
+from algoperf_torch.data.packed import Packed
 from algoperf_torch.data.stream import map_tensors
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 
@@ -55,6 +56,13 @@ class Workload(ABC):
             self.spec = with_manifest(self.spec, manifest)
             self.synthetic_data = manifest.synthetic
         return folder
+
+    def open_packed(self, *, preparation: int) -> Packed:
+        """The prepared data in `folder`, checked; otherwise like `open_folder`. Raises `DataError`."""
+        packed = Packed.open(self.folder(), dataset=self.spec.dataset, preparation=preparation)
+        self.spec = with_manifest(self.spec, packed.manifest)
+        self.synthetic_data = packed.manifest.synthetic
+        return packed
 
     def evaluation_files(self) -> list[Path]:
         """Files that hold validation or test examples only: opening one while the clock runs is a violation."""

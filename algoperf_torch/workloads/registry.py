@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module that holds it
     "cifar": "cifar",
+    "criteo1tb": "criteo1tb",
+    "criteo1tb_embed_init": "criteo1tb",
+    "criteo1tb_layernorm": "criteo1tb",
+    "criteo1tb_resnet": "criteo1tb",
     "digits": "digits",
+    "fastmri": "fastmri",
+    "fastmri_layernorm": "fastmri",
+    "fastmri_model_size": "fastmri",
+    "fastmri_tanh": "fastmri",
     "mnist": "mnist",
 }
 
