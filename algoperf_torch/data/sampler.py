@@ -11,6 +11,19 @@ from algoperf_torch.errors import UsageError
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
+# The second word of the key: epochs count from 0, below these.
+_SUBSET = 2**63 - 1
+_AUGMENTATION = 2**63
+
+
+def keyed_generator(seed: int, number: int) -> np.random.Generator:
+    """Random numbers of their own for every (seed, number), both taken modulo 2^64.
+
+    The key must be an array of unsigned words: NumPy turns a list with a number of 2^63 or more into floats, which makes
+    neighbouring keys equal.
+    """
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, number % 2**64], dtype=np.uint64)))
+
 
 class EpochSampler:
     """Shuffled epochs without replacement; the incomplete last batch of an epoch is dropped.
@@ -48,9 +61,7 @@ class EpochSampler:
         """int64 [global_batch_size / world_size], this rank's examples of global batch `draw`."""
         epoch, batch = divmod(draw, self.draws_per_epoch)
         if epoch != self._epoch:
-            self._permutation = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, epoch])).permutation(
-                self._num_examples
-            )
+            self._permutation = keyed_generator(self._seed, epoch).permutation(self._num_examples)
             self._epoch = epoch
         start = batch * self.global_batch_size + self._offset
         return self._permutation[start : start + self._local_batch_size]
@@ -60,7 +71,7 @@ class EpochSampler:
 
         The same on every rank: draw for the whole global batch, then take `local(values)`.
         """
-        return np.random.Generator(np.random.Philox(key=[self._seed % 2**64, 2**63 + draw]))
+        return keyed_generator(self._seed, _AUGMENTATION + draw)
 
     def local(self, values: NDArray[ScalarT]) -> NDArray[ScalarT]:
         """The rank's part of an array whose first dimension runs over the global batch."""
@@ -71,4 +82,4 @@ def subset(num_examples: int, size: int, *, seed: int) -> NDArray[np.int64]:
     """int64 [size]: a random sample without replacement, in random order; a function of its arguments."""
     if not 0 < size <= num_examples:
         raise UsageError(f"Cannot draw {size} of {num_examples} examples without replacement.")
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, 2**63 - 1])).permutation(num_examples)[:size]
+    return keyed_generator(seed, _SUBSET).permutation(num_examples)[:size]

@@ -1,8 +1,8 @@
 """The training stream: batches without end, whose content is a function of (seed, draw, rank's share).
 
 A workload gives `make_batch(draw)`, this rank's share of global batch number `draw`. The stream counts the draws, keeps a
-fixed number of batches ready in a background thread, measures how long the consumer waits, and stands still while the
-clock is stopped: `pause` returns once the thread does nothing.
+fixed number of batches ready in a background thread (on a CUDA device: already copied there, on a stream of their own),
+measures how long the consumer waits, and stands still while the clock is stopped: `pause` returns once nothing is done.
 """
 
 from __future__ import annotations
@@ -11,17 +11,26 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from algoperf_torch.errors import AlgoPerfError, DataError
 from algoperf_torch.spec import Batch
 
 THREAD_NAME = "algoperf-data"
 
 
+class _Ready(NamedTuple):
+    batch: Batch
+    copied: torch.cuda.Event | None  # after which the batch is complete on the device
+
+
 class TrainStream(Iterator[Batch]):
     """Batches of the training split on `device`, without end.
+
+    What `make_batch` raises is raised by `next`, at the draw where it happened and ever after: errors of this package as
+    they are, any other as `DataError`.
 
     Args:
         make_batch: draw number (from 0) -> this rank's share of that global batch, in host memory.
@@ -36,84 +45,135 @@ class TrainStream(Iterator[Batch]):
         self._make_batch = make_batch
         self._device = device
         self._depth = depth
-        self.position = position  # global batches drawn so far: what a checkpoint stores
         self.wait_seconds = 0.0  # time that the consumer spent in `__next__`
-        self._ready: deque[Batch | BaseException] = deque()
+        self._position = position
+        self._next_draw = position  # of the background thread
+        self._ready: deque[_Ready | BaseException] = deque()
         self._changed = threading.Condition()
         self._running = False  # whether the thread may start another batch
         self._busy = False
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._copies: torch.cuda.Stream | None = None
+
+    @property
+    def position(self) -> int:
+        """Global batches drawn so far: what a checkpoint stores. Setting it goes on from there."""
+        return self._position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        running = self._running
+        self.pause()
+        with self._changed:
+            self._ready.clear()
+            self._position = self._next_draw = position
+        if running:
+            self.resume()
 
     def __next__(self) -> Batch:
+        if self._closed:
+            raise RuntimeError("The training stream is closed.")
         started = perf_counter()
-        batch = self._take() if self._depth else to_device(self._make_batch(self.position), self._device)
-        self.position += 1
+        batch = self._take() if self._depth else to_device(self._make(self._position), self._device)
+        self._position += 1
         self.wait_seconds += perf_counter() - started
         return batch
 
+    def _make(self, draw: int) -> Batch:
+        try:
+            return self._make_batch(draw)
+        except AlgoPerfError:
+            raise
+        except Exception as error:
+            raise DataError(f"Training batch {draw} cannot be made: {type(error).__name__}: {error}") from error
+
     def _take(self) -> Batch:
-        if self._thread is None or not self._running:
+        if not self._running:
             self.resume()
         with self._changed:
-            while not self._ready:
-                self._changed.wait()
-            item = self._ready.popleft()
+            self._changed.wait_for(lambda: self._ready or self._closed)
+            if self._closed:
+                raise RuntimeError("The training stream was closed while a batch was awaited.")
+            item = self._ready[0]
+            if isinstance(item, BaseException):  # stays there, and the thread makes nothing more
+                raise item
+            self._ready.popleft()
             self._changed.notify_all()
-        if isinstance(item, BaseException):
-            raise item
-        return to_device(item, self._device)
+        if item.copied is not None:
+            consumer = torch.cuda.current_stream(self._device)
+            consumer.wait_event(item.copied)
+            map_tensors(item.batch, lambda tensor: _used_by(consumer, tensor))
+        return item.batch
 
     def pause(self) -> None:
-        """Returns when no batch is being made; batches that are ready stay ready."""
+        """Returns when no batch is being made or copied; batches that are ready stay ready."""
         with self._changed:
             self._running = False
-            while self._busy:
-                self._changed.wait()
+            self._changed.wait_for(lambda: not self._busy)
+        if self._copies is not None:
+            self._copies.synchronize()
 
     def resume(self) -> None:
         """Lets the background thread work; starts it on first use."""
-        if not self._depth or self._closed:
-            return
         with self._changed:
+            if not self._depth or self._closed:
+                return
             self._running = True
             self._changed.notify_all()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._fill, name=THREAD_NAME, daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._fill, name=THREAD_NAME, daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
-        """Ends the background thread; the stream cannot be used afterwards."""
+        """Ends the background thread and lets the batches go; the stream cannot be used afterwards."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        self._ready.clear()
 
     def _fill(self) -> None:
-        draw = self.position
+        """The background thread."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # the current device is a property of the thread
+            self._copies = self._copies or torch.cuda.Stream(self._device)
         while True:
             with self._changed:
-                while not self._closed and (not self._running or len(self._ready) >= self._depth):
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._closed or self._has_work())
                 if self._closed:
                     return
                 self._busy = True
-            item: Batch | BaseException
+                draw = self._next_draw
+            item: _Ready | BaseException
             try:
-                item = self._make_batch(draw)
-                if self._device.type == "cuda":
-                    item = pin(item)
+                item = self._copy(self._make(draw))
             except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
                 item = error
             with self._changed:
                 self._ready.append(item)
+                self._next_draw = draw + 1
                 self._busy = False
                 self._changed.notify_all()
-            if isinstance(item, BaseException):
-                return
-            draw += 1
+
+    def _has_work(self) -> bool:
+        failed = self._ready and isinstance(self._ready[-1], BaseException)
+        return self._running and not failed and len(self._ready) < self._depth
+
+    def _copy(self, batch: Batch) -> _Ready:
+        if self._copies is None:
+            return _Ready(batch, None)
+        with torch.cuda.stream(self._copies):
+            on_device = to_device(pin(batch), self._device)
+            return _Ready(on_device, self._copies.record_event())
+
+
+def _used_by(consumer: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
+    """Keeps the allocator from giving the tensor's memory to the copying stream while the consumer works with it."""
+    tensor.record_stream(consumer)
+    return tensor
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
