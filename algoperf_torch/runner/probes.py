@@ -6,6 +6,7 @@ anything between two clock stops, but for the audit hook, which looks at one str
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import hashlib
@@ -173,41 +174,40 @@ class Identities:
     """
 
     def __init__(self) -> None:
-        self._namespaces: list[tuple[str, Any, dict[str, _Bound], bool]] = []
+        self._namespaces: list[tuple[str, Any, dict[str, _Bound]]] = []
         self._seen: set[int] = set()
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._kernels = frozenset(torch.library._impls)
         for name in (*_PYTHON_NAMESPACES, *_TORCH_NAMESPACES):
             namespace = _resolve(name)
             if namespace is not None:
-                self._add(name, namespace, closed=False)
+                self._add(name, namespace)
         for name, module in sorted(sys.modules.items()):
             if name.partition(".")[0] == "algoperf_torch" and isinstance(module, types.ModuleType):
-                self._add(name, module, closed=False)
+                self._add(name, module)
                 for value in list(vars(module).values()):
                     if isinstance(value, type) and value.__module__.startswith("algoperf_torch"):
                         self.add_class(value)
 
     def add_class(self, kind: type) -> None:
-        """Watches the methods of a class and of its bases, and that none is added."""
+        """Watches the methods of a class and of its bases."""
         for base in kind.__mro__:
-            package = base.__module__.partition(".")[0]
-            if package not in sys.stdlib_module_names:
-                self._add(f"{base.__module__}.{base.__qualname__}", base, closed=package != "torch")
+            if base.__module__.partition(".")[0] not in sys.stdlib_module_names:
+                self._add(f"{base.__module__}.{base.__qualname__}", base)
 
     def add_object(self, name: str, value: object) -> None:
         """Watches the class of an object, and that none of its methods is overridden on the object itself."""
         self.add_class(type(value))
         if hasattr(value, "__dict__"):
-            self._add(name, value, closed=True)
+            self._add(name, value)
 
-    def _add(self, name: str, namespace: Any, *, closed: bool) -> None:
+    def _add(self, name: str, namespace: Any) -> None:
         if id(namespace) not in self._seen:
             self._seen.add(id(namespace))
-            self._namespaces.append((name, namespace, {k: _Bound.of(v) for k, v in _callables(namespace)}, closed))
+            self._namespaces.append((name, namespace, {k: _Bound.of(v) for k, v in _callables(namespace)}))
 
     def changes(self) -> list[str]:
-        """Qualified names that are bound to something else now. Names that appeared count in `closed` namespaces."""
+        """Qualified names that are bound to something else now, or that appeared and hide another of the same name."""
         found = [
             f"handler of {number.name}"
             for number, handler in self._handlers.items()
@@ -215,7 +215,7 @@ class Identities:
         ]
         fresh_kernels = torch.library._impls - self._kernels
         found += [f"kernel of {name}" for name in sorted(fresh_kernels) if name.startswith(("aten/", "algoperf/"))]
-        for name, namespace, before, closed in self._namespaces:
+        for name, namespace, before in self._namespaces:
             if isinstance(namespace, types.ModuleType) and sys.modules.get(name, namespace) is not namespace:
                 found.append(f"module {name}")
             now = dict(vars(namespace))
@@ -224,9 +224,11 @@ class Identities:
                     found.append(f"{name}.{key} (deleted)")
                 elif not bound.same(now[key]) and not _rebound_by_owner(name, now[key]):
                     found.append(f"{name}.{key}")
-            if closed:
-                fresh = ((key, value) for key, value in _callables(namespace) if key not in before)
-                found += [f"{name}.{key} (added)" for key, value in fresh if not _rebound_by_owner(name, value)]
+            found += [
+                f"{name}.{key} (added)"
+                for key, value in _callables(namespace)
+                if key not in before and _hides(namespace, key) and not _rebound_by_owner(name, value)
+            ]
         return [name for name in found if name not in _MAY_CHANGE]
 
 
@@ -236,6 +238,15 @@ def _resolve(name: str) -> Any:
     for part in parts[1:]:
         value = getattr(value, part, None)
     return value
+
+
+def _hides(namespace: Any, key: str) -> bool:
+    """Whether a name added here takes the place of an inherited method, a class's method, or a builtin function."""
+    if isinstance(namespace, type):
+        return any(key in vars(base) for base in namespace.__mro__[1:])
+    if isinstance(namespace, types.ModuleType):
+        return hasattr(builtins, key)
+    return any(key in vars(base) for base in type(namespace).__mro__)
 
 
 def _callables(namespace: Any) -> list[tuple[str, Any]]:

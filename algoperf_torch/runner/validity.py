@@ -20,7 +20,6 @@ rerun and on the digest of the submitted source.
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
