@@ -13,6 +13,10 @@ import pytest
 DATA = Path(__file__).parent / "data"
 GOLDEN_FORMS = {  # form -> an array that only its files hold; a test module says which form it reads
     "vision": "input_recipe",
+    "clicks": "in_categorical_int",
+    "graphs": "in_n_node",
+    "translation": "in_plain_inputs",
+    "language": "out_eval_first16",
 }
 
 

@@ -27,6 +27,14 @@ WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module
     "fastmri_layernorm": "fastmri",
     "fastmri_model_size": "fastmri",
     "fastmri_tanh": "fastmri",
+    "librispeech_conformer": "librispeech",
+    "librispeech_conformer_attention_temperature": "librispeech",
+    "librispeech_conformer_gelu": "librispeech",
+    "librispeech_conformer_layernorm": "librispeech",
+    "librispeech_deepspeech": "librispeech",
+    "librispeech_deepspeech_no_resnet": "librispeech",
+    "librispeech_deepspeech_norm_and_spec_aug": "librispeech",
+    "librispeech_deepspeech_tanh": "librispeech",
     "mnist": "mnist",
 }
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from algoperf_torch.spec import ParamRole
+from algoperf_torch.workloads.criteo1tb.records import NUM_CATEGORICAL, NUM_DENSE
 from algoperf_torch.workloads.layers import Dropout
 from algoperf_torch.workloads.roles import mark_output, mark_roles
 
-NUM_DENSE = 13
-NUM_CATEGORICAL = 26
 NUM_TABLE_PARTS = 4
 LAYER_NORM_EPS = 1e-6
 
