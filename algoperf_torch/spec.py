@@ -79,7 +79,7 @@ class Ruleset(enum.StrEnum):
     SELF = "self"
 
 
-MINIMISED_METRICS = frozenset({"ce_loss", "error_rate", "ctc_loss", "wer", "l1_loss", "loss", "ppl"})
+MINIMISED_METRICS = frozenset({"ce_loss", "error_rate", "ctc_loss", "wer", "standard_wer", "l1_loss", "loss", "ppl"})
 MAXIMISED_METRICS = frozenset({"mean_average_precision", "ssim", "accuracy", "bleu"})
 
 

@@ -37,12 +37,20 @@ class TrainStream(Iterator[Batch]):
         device: where batches are delivered.
         depth: number of batches kept ready by the background thread; 0 makes every batch in `__next__`.
         position: draw number of the next batch.
+        finish: what is left to compute once a batch is on the device.
     """
 
     def __init__(
-        self, make_batch: Callable[[int], Batch], *, device: torch.device, depth: int = 0, position: int = 0
+        self,
+        make_batch: Callable[[int], Batch],
+        *,
+        device: torch.device,
+        depth: int = 0,
+        position: int = 0,
+        finish: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         self._make_batch = make_batch
+        self._finish = finish
         self._device = device
         self._depth = depth
         self.wait_seconds = 0.0  # time that the consumer spent in `__next__`
@@ -75,7 +83,7 @@ class TrainStream(Iterator[Batch]):
         if self._closed:
             raise RuntimeError("The training stream is closed.")
         started = perf_counter()
-        batch = self._take() if self._depth else to_device(self._make(self._position), self._device)
+        batch = self._take() if self._depth else self._deliver(self._make(self._position))
         self._position += 1
         self.wait_seconds += perf_counter() - started
         return batch
@@ -87,6 +95,9 @@ class TrainStream(Iterator[Batch]):
             raise
         except Exception as error:
             raise DataError(f"Training batch {draw} cannot be made: {type(error).__name__}: {error}") from error
+
+    def _deliver(self, batch: Batch) -> Batch:
+        return self._finish(to_device(batch, self._device))
 
     def _take(self) -> Batch:
         if not self._running:
@@ -164,9 +175,9 @@ class TrainStream(Iterator[Batch]):
 
     def _copy(self, batch: Batch) -> _Ready:
         if self._copies is None:
-            return _Ready(batch, None)
+            return _Ready(self._deliver(batch), None)
         with torch.cuda.stream(self._copies):
-            on_device = to_device(pin(batch), self._device)
+            on_device = self._deliver(pin(batch))
             return _Ready(on_device, self._copies.record_event())
 
 

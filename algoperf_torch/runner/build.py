@@ -210,7 +210,7 @@ def build_trial(parts: Parts, **callbacks: Any) -> tuple[Trial, dict[str, float]
     make_batch = workload.train_batches(
         seed=seeds.data[0], global_batch_size=size, rank=ranks.rank, world_size=ranks.world_size
     )
-    stream = TrainStream(make_batch, device=ranks.device, depth=workload.prefetch_depth)
+    stream = TrainStream(make_batch, device=ranks.device, depth=workload.prefetch_depth, finish=workload.finish_batch)
     engine = build_engine(
         workload,
         ranks,

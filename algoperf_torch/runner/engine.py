@@ -95,7 +95,7 @@ def warm_up(engine: ModelEngine, batch: Batch, ranks: Ranks, *, eval_batch_size:
     saved: list[Tensor] = [statistic.clone() for statistic in running_statistics(model)]
     with torch.random.fork_rng(devices=devices):
         model.train()
-        batch = to_device(batch, ranks.device)
+        batch = engine.workload.finish_batch(to_device(batch, ranks.device))
         for _ in range(2):  # the second pass runs with the gradient buckets in their final order
             output = engine.loss(engine.forward_compiled(batch), batch, 0.0)
             (output.summed / output.n_valid).backward()
@@ -103,7 +103,7 @@ def warm_up(engine: ModelEngine, batch: Batch, ranks: Ranks, *, eval_batch_size:
             model.eval()
             for split in evaluated_splits(engine.workload):
                 examples = engine.workload.eval_batches(split, seed=0, eval_batch_size=eval_batch_size)
-                chunk = to_device(next(examples)[1], ranks.device)
+                chunk = engine.workload.finish_batch(to_device(next(examples)[1], ranks.device))
                 engine.workload.metric_sums(engine.forward_evaluation(chunk), chunk)
             model.train()
     with torch.no_grad():

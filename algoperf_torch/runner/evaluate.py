@@ -73,7 +73,7 @@ def _chunk_sums(
         split, seed=seed, rank=ranks.rank, world_size=ranks.world_size, eval_batch_size=eval_batch_size
     )
     for chunk, batch in batches:
-        on_device = to_device(batch, ranks.device)
+        on_device = workload.finish_batch(to_device(batch, ranks.device))
         chunks.append(chunk)
         sums.append(workload.evaluate_chunk(model, forward, on_device))
     (width,) = ranks.maximum(len(sums[0]) if sums else 0)  # a rank without a chunk learns the row's length

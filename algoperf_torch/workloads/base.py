@@ -98,6 +98,13 @@ class Workload(ABC):
         `seed` chooses the sample of the training split (`Split.EVAL_TRAIN`); it is fixed for a trial.
         """
 
+    def finish_batch(self, batch: Batch) -> Batch:
+        """The batch that the model and the submission see, from what the data functions make; runs on the device.
+
+        For work that is cheap there and would multiply what is copied: conversion to float, normalisation, mixing.
+        """
+        return batch
+
     # ---------------------------------------------------------------- metrics
 
     @abstractmethod

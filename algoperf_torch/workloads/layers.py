@@ -92,8 +92,8 @@ def set_batch_norm_update(model: nn.Module, update: bool) -> None:
 def set_batch_norm_group_size(model: nn.Module, group_size: int) -> None:
     """Number of examples that share batch statistics; a Python number, to be set before the model is compiled."""
     for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.group_size = group_size
+        if hasattr(module, "group_size"):
+            module.group_size = group_size  # type: ignore[assignment]
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
