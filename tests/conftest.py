@@ -13,6 +13,7 @@ import pytest
 DATA = Path(__file__).parent / "data"
 GOLDEN_FORMS = {  # form -> an array that only its files hold; a test module says which form it reads
     "vision": "input_recipe",
+    "speech": "audio_int16",
     "clicks": "in_categorical_int",
     "graphs": "in_n_node",
     "translation": "in_plain_inputs",

@@ -1,0 +1,98 @@
+"""Speech-like sounds in the layout of LibriSpeech: every letter is a steady sound of its own, spoken by a few voices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from scipy import signal
+
+from algoperf_torch.spec import Split
+from algoperf_torch.workloads.librispeech.features import SAMPLE_RATE
+from algoperf_torch.workloads.librispeech.prepare import MAX_CHARACTERS, ROOT, SUBSETS
+
+DEFAULT_EXAMPLES = 192
+CHAPTER = 8  # utterances
+LETTER_SECONDS = 0.07
+LOUDNESS = 3_000  # peak, of the 32,767 that 16 bits hold
+
+_SUBJECTS = ["THE OLD MAN", "A YOUNG GIRL", "MY FATHER", "THE CAPTAIN", "NO ONE", "HER SISTER", "THE DOG", "A STRANGER"]
+_VERBS = ["SAW", "TOOK", "FOUND", "LEFT", "LOVED", "BROKE", "SOLD", "DIDN'T KNOW"]
+_OBJECTS = [
+    "THE HOUSE",
+    "A BOAT",
+    "HIS BOOK",
+    "THE RIVER",
+    "SOME BREAD",
+    "THEIR HORSE",
+    "A LONG LETTER",
+    "THE KING'S RING",
+]
+_ENDINGS = ["", "AT NIGHT", "IN THE WOODS", "WITHOUT A WORD", "ONCE MORE", "LAST YEAR"]
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
+    """Writes all subsets and returns the number of utterances by split that preparation keeps.
+
+    The first training subset has one utterance more, whose transcript is too long to be kept.
+    """
+    random = np.random.Generator(np.random.Philox(key=seed))
+    num_other = max(2, num_train // 8)
+    counts: dict[str, int] = {Split.TRAIN: num_train, Split.VALIDATION: num_other, Split.TEST: num_other}
+    speaker = 100
+    for split, subsets in SUBSETS.items():
+        for position, subset in enumerate(subsets):
+            share = (counts[split] + len(subsets) - 1 - position) // len(subsets)
+            for start in range(0, share, CHAPTER):
+                speaker += 1
+                texts = [sentence(random) for _ in range(min(CHAPTER, share - start))]
+                if subset == SUBSETS[Split.TRAIN][0] and start == 0:
+                    texts.append(" ".join(sentence(random) for _ in range(MAX_CHARACTERS // 10)))
+                write_chapter(folder / ROOT / subset, speaker, texts, random)
+    return counts
+
+
+def sentence(random: np.random.Generator) -> str:
+    """A sentence of four to eleven words; any of 3,072."""
+    words = [str(random.choice(part)) for part in (_SUBJECTS, _VERBS, _OBJECTS, _ENDINGS)]
+    return " ".join(words).strip()
+
+
+def write_chapter(subset: Path, speaker: int, texts: list[str], random: np.random.Generator) -> None:
+    chapter = subset / str(speaker) / str(1000 + speaker)
+    chapter.mkdir(parents=True)
+    pitch, tract = random.uniform(90, 220), random.uniform(0.9, 1.1)
+    lines = []
+    for number, text in enumerate(texts):
+        name = f"{speaker}-{1000 + speaker}-{number:04d}"
+        soundfile.write(chapter / f"{name}.flac", speak(text, pitch, tract, random), SAMPLE_RATE, subtype="PCM_16")
+        lines.append(f"{name} {text}\n")
+    (chapter / f"{speaker}-{1000 + speaker}.trans.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def speak(text: str, pitch: float, tract: float, random: np.random.Generator) -> NDArray[np.int16]:
+    """int16 samples: a buzz (or hiss, for every fourth letter) through two resonances that name the letter.
+
+    Args:
+        pitch: of the buzz, in Hz.
+        tract: factor on all resonances: a speaker's size.
+    """
+    pieces = []
+    for letter in f" {text} ":
+        length = int(SAMPLE_RATE * LETTER_SECONDS * random.uniform(0.85, 1.15))
+        code = _ALPHABET.find(letter)
+        if code < 0:
+            pieces.append(np.zeros(length))
+            continue
+        time = np.arange(length) / SAMPLE_RATE
+        buzz = signal.sawtooth(2 * np.pi * pitch * (1 + 0.05 * np.sin(9 * time)) * time)
+        source = random.normal(size=length) if code % 4 == 3 else buzz
+        sound = source
+        for resonance in (300 + 110 * (code % 7), 1_200 + 420 * (code // 7) + 60 * (code % 7)):
+            sound = signal.lfilter(*signal.iirpeak(resonance * tract, 6, fs=SAMPLE_RATE), sound) + 0.02 * sound
+        pieces.append(sound / np.abs(sound).max() * np.hanning(length) ** 0.5)
+    noisy = np.concatenate(pieces) * LOUDNESS * random.uniform(0.5, 1) + random.normal(size=sum(map(len, pieces))) * 20
+    return np.clip(np.round(noisy), -32768, 32767).astype(np.int16)
