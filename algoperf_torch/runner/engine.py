@@ -46,7 +46,7 @@ class ModelEngine:
 
     def no_sync(self) -> AbstractContextManager[None]:
         if isinstance(self.training, DistributedDataParallel):
-            return self.training.no_sync()  # type: ignore[no-any-return]
+            return self.training.no_sync()
         return nullcontext()
 
 

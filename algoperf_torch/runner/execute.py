@@ -220,7 +220,7 @@ def _note_error(
     directory, rank = parts.place.directory, parts.ranks.rank
     (directory / f"error_rank_{rank}.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     if rank != 0:
-        cause = {"status": status.value, "phase": int(phase), "message": str(error)}
+        cause: dict[str, Any] = {"status": status.value, "phase": int(phase), "message": str(error)}
         write_json(directory / f"error_rank_{rank}.json", cause)
         return status, phase, error
     if parts.ranks.world_size == 1 or not _lost_a_peer(error):

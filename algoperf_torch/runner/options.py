@@ -38,7 +38,7 @@ class TrialOptions:
     search_space: Path | None = None
     """Search space in the AlgoPerf JSON grammar; default: the one that comes with the submission."""
     schedule: str | None = None
-    """Learning-rate schedule for a plain optimizer: constant, warmup_cosine, warmup_linear, trapezoidal."""
+    """Learning-rate schedule for a plain optimizer: constant, cosine, linear, trapezoidal."""
     seed: int | None = None
     """Seed of the benchmark run; every trial derives its own from it. Default: drawn by the operating system, recorded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

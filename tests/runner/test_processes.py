@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -235,7 +236,7 @@ def test_killed_under_the_real_clock_time_never_goes_back_and_no_row_is_lost(tmp
     for earlier in seen:
         assert final[: len(earlier)] == earlier
     assert [step for step, _ in final] == sorted({step for step, _ in final})
-    assert all(b > a for (_, a), (_, b) in zip(final, final[1:], strict=False))
+    assert all(b > a for (_, a), (_, b) in itertools.pairwise(final))
     assert [int(row["preemption_count"]) for row in rows(tmp_path)] == sorted(
         int(row["preemption_count"]) for row in rows(tmp_path)
     )

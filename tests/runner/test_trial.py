@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,12 +284,9 @@ def release(trial):
     import os
 
     gc.collect()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == str(trial.record.directory / ".lock"):
-                fcntl.flock(int(name), fcntl.LOCK_UN)
-        except FileNotFoundError:
-            pass
+    for link in Path("/proc/self/fd").iterdir():
+        if os.path.realpath(link) == str(trial.record.directory / ".lock"):
+            fcntl.flock(int(link.name), fcntl.LOCK_UN)
 
 
 def test_a_checkpoint_is_there_while_the_trial_runs_and_gone_when_it_ended(make_trial, idle):
