@@ -162,15 +162,18 @@ class TrainingContext:
                 grad.copy_(part.view_as(grad))
 
     def microbatches(self, batch: Batch, n: int) -> Iterator[Batch]:
-        """The batch in `n` equal consecutive parts (views).
+        """The batch in `n` equal consecutive parts (views). Inputs that are no tensors cut themselves (`cut(n)`).
 
         Raises `SubmissionError` where the number of examples is not divisible by `n`.
         """
-        size = len(next(_tensors(batch)))
+        whole = {key: value for key, value in batch.items() if not hasattr(value, "cut")}
+        size = len(next(_tensors(whole)))
         if n < 1 or size % n:
             raise SubmissionError(f"microbatches: {size} examples per rank cannot be cut into {n} equal parts.")
-        for start in range(0, size, size // n):
-            yield _slice(batch, start, start + size // n, size)
+        own_parts = {key: value.cut(n) for key, value in batch.items() if key not in whole}  # graphs
+        for part, start in enumerate(range(0, size, size // n)):
+            parts = {key: values[part] for key, values in own_parts.items()}
+            yield {**_slice(whole, start, start + size // n, size), **parts}
 
     # ---------------------------------------------------------------- model and trial
 
