@@ -1,0 +1,181 @@
+"""What the supervisor concludes from what it saw, without starting anything."""
+
+import fcntl
+import json
+import os
+import signal
+
+import pytest
+
+from algoperf_torch.runner.record import Heartbeat
+from algoperf_torch.runner.status import Phase, Status, is_void
+from algoperf_torch.runner.supervise import (
+    Ended,
+    begin_attempt,
+    close,
+    close_abandoned,
+    is_locked,
+    oom_kills,
+    read_attempts,
+    verdict,
+)
+
+TIMED, UNTIMED = [Phase.INIT, Phase.TRAINING], [Phase.SETUP, Phase.EVALUATION, Phase.CHECKPOINT, Phase.FINISHED]
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize(
+    ("facts", "in_timed_phase", "elsewhere"),
+    [
+        ({"exit_code": 0}, Status.SUBMISSION_ERROR, Status.HARNESS_ERROR),
+        ({"exit_code": 1}, Status.SUBMISSION_ERROR, Status.HARNESS_ERROR),
+        ({"exit_code": 75}, Status.PREEMPTED, Status.PREEMPTED),
+        ({"signal": signal.SIGSEGV}, Status.SUBMISSION_ERROR, Status.HARNESS_ERROR),
+        ({"signal": signal.SIGABRT}, Status.SUBMISSION_ERROR, Status.HARNESS_ERROR),
+        ({"signal": signal.SIGKILL}, Status.PREEMPTED, Status.PREEMPTED),
+        ({"signal": signal.SIGKILL, "oom_killed": True}, Status.OUT_OF_MEMORY, Status.OUT_OF_MEMORY),
+        ({"signal": signal.SIGTERM}, Status.PREEMPTED, Status.PREEMPTED),
+        ({"signal": signal.SIGHUP}, Status.PREEMPTED, Status.PREEMPTED),
+        ({"signal": signal.SIGABRT, "hung": True}, Status.SUBMISSION_ERROR, Status.HARNESS_ERROR),
+        ({"signal": signal.SIGKILL, "hung": True, "oom_killed": True}, Status.SUBMISSION_ERROR, Status.HARNESS_ERROR),
+        ({"exit_code": 1, "stopped": True}, Status.PREEMPTED, Status.PREEMPTED),
+    ],
+    ids=str,
+)
+def test_verdict(facts, in_timed_phase, elsewhere, phase):
+    status, reason = verdict(Ended(phase=phase, step=7, **facts))
+    assert status is (in_timed_phase if phase in TIMED else elsewhere)
+    assert phase.name.lower() in reason
+    assert "step 7" in reason
+
+
+def test_what_voids_a_trial():
+    for phase in Phase:
+        assert not is_void(Status.SUBMISSION_ERROR, phase)
+        assert is_void(Status.PREEMPTED, phase)
+        assert is_void(Status.HARNESS_ERROR, phase)
+        assert is_void(Status.OUT_OF_MEMORY, phase) is (phase in UNTIMED)
+
+
+def test_counters_of_both_kinds_of_control_groups(tmp_path):
+    assert oom_kills(tmp_path) == ()
+    files = {
+        "proc/vmstat": "pgfault 3\noom_kill 5\n",
+        "proc/self/cgroup": "4:cpu,memory:/old\n3:cpuset:/\n0::/new/leaf\n",
+        "sys/fs/cgroup/new/leaf/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n",
+        "sys/fs/cgroup/memory/old/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert oom_kills(tmp_path) == (5, 1, 2)
+
+
+def test_this_machine_has_a_counter():
+    assert all(count >= 0 for count in oom_kills())
+
+
+def test_lock(tmp_path):
+    assert not is_locked(tmp_path)
+    with (tmp_path / ".lock").open("w") as file:
+        assert not is_locked(tmp_path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+# ---------------------------------------------------------------- the record
+
+
+def write_trial(directory, **entries):
+    trial = {"status": "reached", "void": False, "clock": "real", "result": {"submission_seconds": 100.0, "steps": 9}}
+    (directory / "trial.json").write_text(json.dumps({**trial, **entries}))
+
+
+def closed(directory, *, wall=130.0, training=100.0, attempts=None, **entries):
+    write_trial(directory, **entries)
+    attempts = attempts or begin_attempt(directory, resumed=False, earlier=[])
+    ended = Ended(exit_code=0, wall_seconds=wall, phase_seconds={"training": training})
+    return close(directory, attempts, ended, "last words")
+
+
+@pytest.mark.parametrize("training", [90.0, 100.0, 109.0])
+def test_a_clock_that_agrees(tmp_path, training):
+    summary = closed(tmp_path, training=training)
+    assert not summary["void"]
+    assert "validity" not in summary
+    assert summary["supervisor"]["wall_seconds"] == 130.0
+    assert summary == json.loads((tmp_path / "trial.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        ({"training": 111.0}, "100.0 s were charged, but the supervisor saw 111.0 s of training"),
+        ({"wall": 89.0, "training": 80.0}, "100.0 s were charged, but the processes lived for 89.0 s only"),
+    ],
+)
+def test_a_clock_that_lies_voids_the_trial(tmp_path, seen, reason):
+    summary = closed(tmp_path, validity={"flags": [{"name": "other"}]}, **seen)
+    assert summary["void"]
+    assert [flag["name"] for flag in summary["validity"]["flags"]] == ["other", "clock"]
+    assert summary["validity"]["flags"][1]["reason"] == reason
+
+
+def test_an_injected_clock_is_not_judged(tmp_path):
+    assert not closed(tmp_path, wall=1.0, training=1.0, clock="steps:1")["void"]
+
+
+def test_a_resumed_trial_may_show_more_training_than_it_charges(tmp_path):
+    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
+    closed(tmp_path, attempts=attempts, wall=70.0, training=60.0, status="preempted", void=True)
+    attempts = begin_attempt(tmp_path, resumed=True, earlier=read_attempts(tmp_path))
+    summary = closed(tmp_path, attempts=attempts, wall=70.0, training=60.0)
+    assert not summary["void"]
+    assert summary["supervisor"]["wall_seconds"] == 140.0
+    assert summary["supervisor"]["attempts"] == 2
+
+
+def test_an_attempt_that_nobody_saw_to_its_end_proves_nothing(tmp_path):
+    begin_attempt(tmp_path, resumed=False, earlier=[])  # its supervisor was killed
+    attempts = begin_attempt(tmp_path, resumed=True, earlier=read_attempts(tmp_path))
+    assert not closed(tmp_path, attempts=attempts, wall=10.0, training=5.0)["void"]
+
+
+def test_a_fresh_start_forgets_the_times_of_void_attempts(tmp_path):
+    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
+    closed(tmp_path, attempts=attempts, wall=500.0, status="harness_error", void=True)
+    attempts = begin_attempt(tmp_path, resumed=False, earlier=read_attempts(tmp_path))
+    assert closed(tmp_path, attempts=attempts)["supervisor"]["wall_seconds"] == 130.0
+
+
+def test_no_record_without_a_trial(tmp_path):
+    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
+    assert close(tmp_path, attempts, Ended(exit_code=2), "no data") is None
+    assert read_attempts(tmp_path)[0]["message"] == "no data"
+
+
+def test_a_trial_of_somebody_else_is_not_closed(tmp_path):
+    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
+    write_trial(tmp_path, status="running")
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert close(tmp_path, attempts, Ended(exit_code=2), "in use") is None
+    assert json.loads((tmp_path / "trial.json").read_text())["status"] == "running"
+
+
+def test_an_abandoned_trial_is_preempted(tmp_path):
+    write_trial(tmp_path, status="running", void=True)
+    heartbeat = Heartbeat(tmp_path / "heartbeat")
+    heartbeat.enter(Phase.EVALUATION, 12)
+    close_abandoned(tmp_path)
+    summary = json.loads((tmp_path / "trial.json").read_text())
+    assert (summary["status"], summary["void"], summary["error"]["phase"]) == ("preempted", True, "evaluation")
+    assert "step 12" in summary["error"]["message"]
+    heartbeat.close()
+
+
+def test_attempts_name_their_supervisor(tmp_path):
+    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
+    assert attempts[0]["supervisor"]["pid"] == os.getpid()
+    assert read_attempts(tmp_path) == attempts
