@@ -187,7 +187,7 @@ class _Reader:
         submissions = self._find_submissions(roots)
         places = [place for label, folders in submissions for place in self._find_trials(label, folders)]
         _refuse_two_frameworks(places)
-        places.sort(key=lambda place: (place.submission, place.study, place.workload, place.number, place.path))
+        places.sort(key=lambda place: (place.submission, place.study, place.workload, place.number))
         trials = []
         for index, place in enumerate(places):
             trials.append(self._read_trial(place))
