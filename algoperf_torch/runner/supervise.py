@@ -29,7 +29,6 @@ from algoperf_torch.runner.status import TIMED_PHASES, Phase, Status, is_void
 POLL_SECONDS = 0.25
 STOP_SECONDS = 120.0  # what a trial gets to save its state after SIGTERM
 GAP_SECONDS = 5.0  # a longer pause between two looks means that the supervisor itself was stopped
-ATTEMPTS_FILE = "supervisor.json"
 TOKEN = "SUPERVISED_TRIAL"  # environment variable by which every process of a trial is found
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -289,22 +288,27 @@ def _child_setup(processors: set[int] | None) -> Callable[[], None]:
 # -------------------------------------------------------------------------------------------------------- the record
 
 
-def begin_attempt(directory: Path, *, resumed: bool, earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Notes in the trial's directory that this process starts it; returns all attempts, the new one last."""
+def attempts_file(directory: Path) -> Path:
+    """Lies beside the trial's directory: it outlives a fresh start of the trial."""
+    return directory.with_name(f"supervisor_{directory.name}.json")
+
+
+def begin_attempt(directory: Path, *, resumed: bool) -> list[dict[str, Any]]:
+    """Notes that this process starts the trial; returns all attempts at it, the new one last."""
     me = psutil.Process()
     attempt = {
         "supervisor": {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()},
         "started": time.time(),
         "resumed": resumed,
     }
-    attempts = [*map(dict, earlier), attempt]
-    write_json(directory / ATTEMPTS_FILE, {"attempts": attempts})
+    attempts = [*read_attempts(directory), attempt]
+    write_json(attempts_file(directory), {"attempts": attempts})
     return attempts
 
 
 def read_attempts(directory: Path) -> list[dict[str, Any]]:
     """Attempts at this trial so far, oldest first; those that were voided and started anew are among them."""
-    path = directory / ATTEMPTS_FILE
+    path = attempts_file(directory)
     return list(read_json(path)["attempts"]) if path.exists() else []
 
 
@@ -339,7 +343,7 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
         summary["supervisor"] = _section(attempts)
         _judge_clock(summary, attempts)
         write_json(path, summary)
-    write_json(directory / ATTEMPTS_FILE, {"attempts": attempts})
+    write_json(attempts_file(directory), {"attempts": attempts})
     return summary
 
 

@@ -398,8 +398,8 @@ class _Supervisor:
                 self.results[trial.directory] = _Result(None, True, self._refused[trial.options.workload])
                 continue
             slot = self.slots.free.popleft()
-            resumed, earlier = make_room(trial.directory, keeps_state=self.options.checkpoint)
-            attempts = begin_attempt(trial.directory, resumed=resumed, earlier=earlier)
+            resumed = make_room(trial.directory, keeps_state=self.options.checkpoint)
+            attempts = begin_attempt(trial.directory, resumed=resumed)
             log = trial.directory.parent / f"output_{trial.directory.name}.log"
             watched = Watched(
                 self.command(trial, self.plan.ranks),
@@ -495,17 +495,16 @@ class _Supervisor:
         return result is None or result.void
 
 
-def make_room(directory: Path, *, keeps_state: bool) -> tuple[bool, list[dict[str, Any]]]:
-    """Prepares a trial's directory for another attempt: whether it resumes, and the attempts so far.
+def make_room(directory: Path, *, keeps_state: bool) -> bool:
+    """Prepares a trial's directory for another attempt; whether that goes on from a checkpoint.
 
-    What a void attempt has left is kept beside it, as `void_<n>_trial_<i>` (which no reader of logs takes for a trial), so
-    that every attempt can be looked at; its checkpoints are deleted.
+    What a void attempt has left is kept beside it, as `void_<n>_trial_<i>` (which no reader of logs takes for a trial),
+    so that every attempt can be looked at; its checkpoints are deleted.
     """
     summary = read_json(directory / "trial.json") if (directory / "trial.json").exists() else None
     state, _ = inspect(directory, summary)
-    attempts = read_attempts(directory)
     if state is State.RESUMABLE and keeps_state:
-        return True, attempts
+        return True
     if summary is not None:
         number = 1
         while (aside := directory.with_name(f"void_{number}_{directory.name}")).exists():
@@ -513,5 +512,4 @@ def make_room(directory: Path, *, keeps_state: bool) -> tuple[bool, list[dict[st
         directory.rename(aside)
         for path in aside.glob("checkpoint_*.pt"):
             path.unlink()
-    directory.mkdir(parents=True, exist_ok=True)
-    return False, attempts
+    return False

@@ -69,7 +69,7 @@ enter(Phase.TRAINING, 0.1)
 if mode == "segfault":
     os.kill(os.getpid(), signal.SIGSEGV)
 if mode == "kill" or (mode in ("kill once", "kill once without a checkpoint") and context["trial"] and not resumed):
-    attempts = json.loads((directory / "supervisor.json").read_text())["attempts"]
+    attempts = json.loads(directory.with_name(f"supervisor_{directory.name}.json").read_text())["attempts"]
     if mode != "kill once without a checkpoint":
         checkpoint.write_text("state")
     if mode != "kill once without a checkpoint" or len(attempts) == 1:

@@ -20,6 +20,14 @@ from algoperf_torch.runner.supervise import (
     verdict,
 )
 
+
+@pytest.fixture
+def trial_path(tmp_path):
+    folder = tmp_path / "trial_1"
+    folder.mkdir()
+    return folder
+
+
 TIMED, UNTIMED = [Phase.INIT, Phase.TRAINING], [Phase.SETUP, Phase.EVALUATION, Phase.CHECKPOINT, Phase.FINISHED]
 
 
@@ -75,13 +83,13 @@ def test_this_machine_has_a_counter():
     assert all(count >= 0 for count in oom_kills())
 
 
-def test_lock(tmp_path):
-    assert not is_locked(tmp_path)
-    with (tmp_path / ".lock").open("w") as file:
-        assert not is_locked(tmp_path)
+def test_lock(trial_path):
+    assert not is_locked(trial_path)
+    with (trial_path / ".lock").open("w") as file:
+        assert not is_locked(trial_path)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert is_locked(tmp_path)
-    assert not is_locked(tmp_path)
+        assert is_locked(trial_path)
+    assert not is_locked(trial_path)
 
 
 # ---------------------------------------------------------------- the record
@@ -94,18 +102,18 @@ def write_trial(directory, **entries):
 
 def closed(directory, *, wall=130.0, training=100.0, attempts=None, **entries):
     write_trial(directory, **entries)
-    attempts = attempts or begin_attempt(directory, resumed=False, earlier=[])
+    attempts = attempts or begin_attempt(directory, resumed=False)
     ended = Ended(exit_code=0, wall_seconds=wall, phase_seconds={"training": training})
     return close(directory, attempts, ended, "last words")
 
 
 @pytest.mark.parametrize("training", [90.0, 100.0, 109.0])
-def test_a_clock_that_agrees(tmp_path, training):
-    summary = closed(tmp_path, training=training)
+def test_a_clock_that_agrees(trial_path, training):
+    summary = closed(trial_path, training=training)
     assert not summary["void"]
     assert "validity" not in summary
     assert summary["supervisor"]["wall_seconds"] == 130.0
-    assert summary == json.loads((tmp_path / "trial.json").read_text())
+    assert summary == json.loads((trial_path / "trial.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -115,67 +123,67 @@ def test_a_clock_that_agrees(tmp_path, training):
         ({"wall": 89.0, "training": 80.0}, "100.0 s were charged, but the processes lived for 89.0 s only"),
     ],
 )
-def test_a_clock_that_lies_voids_the_trial(tmp_path, seen, reason):
-    summary = closed(tmp_path, validity={"flags": [{"name": "other"}]}, **seen)
+def test_a_clock_that_lies_voids_the_trial(trial_path, seen, reason):
+    summary = closed(trial_path, validity={"flags": [{"name": "other"}]}, **seen)
     assert summary["void"]
     assert [flag["name"] for flag in summary["validity"]["flags"]] == ["other", "clock"]
     assert summary["validity"]["flags"][1]["reason"] == reason
 
 
-def test_an_injected_clock_is_not_judged(tmp_path):
-    assert not closed(tmp_path, wall=1.0, training=1.0, clock="steps:1")["void"]
+def test_an_injected_clock_is_not_judged(trial_path):
+    assert not closed(trial_path, wall=1.0, training=1.0, clock="steps:1")["void"]
 
 
-def test_a_resumed_trial_may_show_more_training_than_it_charges(tmp_path):
-    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
-    closed(tmp_path, attempts=attempts, wall=70.0, training=60.0, status="preempted", void=True)
-    attempts = begin_attempt(tmp_path, resumed=True, earlier=read_attempts(tmp_path))
-    summary = closed(tmp_path, attempts=attempts, wall=70.0, training=60.0)
+def test_a_resumed_trial_may_show_more_training_than_it_charges(trial_path):
+    attempts = begin_attempt(trial_path, resumed=False)
+    closed(trial_path, attempts=attempts, wall=70.0, training=60.0, status="preempted", void=True)
+    attempts = begin_attempt(trial_path, resumed=True)
+    summary = closed(trial_path, attempts=attempts, wall=70.0, training=60.0)
     assert not summary["void"]
     assert summary["supervisor"]["wall_seconds"] == 140.0
     assert summary["supervisor"]["attempts"] == 2
 
 
-def test_an_attempt_that_nobody_saw_to_its_end_proves_nothing(tmp_path):
-    begin_attempt(tmp_path, resumed=False, earlier=[])  # its supervisor was killed
-    attempts = begin_attempt(tmp_path, resumed=True, earlier=read_attempts(tmp_path))
-    assert not closed(tmp_path, attempts=attempts, wall=10.0, training=5.0)["void"]
+def test_an_attempt_that_nobody_saw_to_its_end_proves_nothing(trial_path):
+    begin_attempt(trial_path, resumed=False)  # its supervisor was killed
+    attempts = begin_attempt(trial_path, resumed=True)
+    assert not closed(trial_path, attempts=attempts, wall=10.0, training=5.0)["void"]
 
 
-def test_a_fresh_start_forgets_the_times_of_void_attempts(tmp_path):
-    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
-    closed(tmp_path, attempts=attempts, wall=500.0, status="harness_error", void=True)
-    attempts = begin_attempt(tmp_path, resumed=False, earlier=read_attempts(tmp_path))
-    assert closed(tmp_path, attempts=attempts)["supervisor"]["wall_seconds"] == 130.0
+def test_a_fresh_start_forgets_the_times_of_void_attempts(trial_path):
+    attempts = begin_attempt(trial_path, resumed=False)
+    closed(trial_path, attempts=attempts, wall=500.0, status="harness_error", void=True)
+    attempts = begin_attempt(trial_path, resumed=False)
+    assert closed(trial_path, attempts=attempts)["supervisor"]["wall_seconds"] == 130.0
 
 
-def test_no_record_without_a_trial(tmp_path):
-    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
-    assert close(tmp_path, attempts, Ended(exit_code=2), "no data") is None
-    assert read_attempts(tmp_path)[0]["message"] == "no data"
+def test_no_record_without_a_trial(trial_path):
+    attempts = begin_attempt(trial_path, resumed=False)
+    assert close(trial_path, attempts, Ended(exit_code=2), "no data") is None
+    assert read_attempts(trial_path)[0]["message"] == "no data"
 
 
-def test_a_trial_of_somebody_else_is_not_closed(tmp_path):
-    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
-    write_trial(tmp_path, status="running")
-    with (tmp_path / ".lock").open("w") as file:
+def test_a_trial_of_somebody_else_is_not_closed(trial_path):
+    attempts = begin_attempt(trial_path, resumed=False)
+    write_trial(trial_path, status="running")
+    with (trial_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert close(tmp_path, attempts, Ended(exit_code=2), "in use") is None
-    assert json.loads((tmp_path / "trial.json").read_text())["status"] == "running"
+        assert close(trial_path, attempts, Ended(exit_code=2), "in use") is None
+    assert json.loads((trial_path / "trial.json").read_text())["status"] == "running"
 
 
-def test_an_abandoned_trial_is_preempted(tmp_path):
-    write_trial(tmp_path, status="running", void=True)
-    heartbeat = Heartbeat(tmp_path / "heartbeat")
+def test_an_abandoned_trial_is_preempted(trial_path):
+    write_trial(trial_path, status="running", void=True)
+    heartbeat = Heartbeat(trial_path / "heartbeat")
     heartbeat.enter(Phase.EVALUATION, 12)
-    close_abandoned(tmp_path)
-    summary = json.loads((tmp_path / "trial.json").read_text())
+    close_abandoned(trial_path)
+    summary = json.loads((trial_path / "trial.json").read_text())
     assert (summary["status"], summary["void"], summary["error"]["phase"]) == ("preempted", True, "evaluation")
     assert "step 12" in summary["error"]["message"]
     heartbeat.close()
 
 
-def test_attempts_name_their_supervisor(tmp_path):
-    attempts = begin_attempt(tmp_path, resumed=False, earlier=[])
+def test_attempts_name_their_supervisor(trial_path):
+    attempts = begin_attempt(trial_path, resumed=False)
     assert attempts[0]["supervisor"]["pid"] == os.getpid()
-    assert read_attempts(tmp_path) == attempts
+    assert read_attempts(trial_path) == attempts

@@ -17,6 +17,7 @@ from algoperf_torch.runner import tune as tune_module
 from algoperf_torch.runner.plan import State, SubmissionFacts, make_plan
 from algoperf_torch.runner.record import read_heartbeat
 from algoperf_torch.runner.status import Phase
+from algoperf_torch.runner.supervise import read_attempts
 from algoperf_torch.runner.tune import TuneOptions, tune
 from algoperf_torch.spec import Ruleset
 
@@ -68,8 +69,8 @@ def trial_folder(out, study=0, trial=1, workload="digits"):
     return out / "fake" / f"study_{study}" / f"{workload}_pytorch" / f"trial_{trial}"
 
 
-def summary(out, study=0, trial=1, name="trial.json"):
-    return json.loads((trial_folder(out, study, trial) / name).read_text())
+def summary(out, study=0, trial=1):
+    return json.loads((trial_folder(out, study, trial) / "trial.json").read_text())
 
 
 # ---------------------------------------------------------------- ways to end
@@ -130,7 +131,7 @@ def test_a_trial_killed_from_outside_is_resumed(options, tmp_path):
     first = summary(tmp_path)
     assert first["status"] == "reached"
     assert first["resumed"]
-    attempts = summary(tmp_path, name="supervisor.json")["attempts"]
+    attempts = read_attempts(trial_folder(tmp_path))
     assert [(attempt["signal"], attempt["status"]) for attempt in attempts] == [(9, "preempted"), (None, "reached")]
     assert first["supervisor"]["wall_seconds"] == pytest.approx(sum(attempt["wall_seconds"] for attempt in attempts))
 
@@ -306,7 +307,7 @@ def test_a_killed_supervisor_takes_its_trials_down_and_the_next_one_goes_on(opti
     first = summary(tmp_path)
     assert first["resumed"]
     assert first["status"] == "reached"
-    attempts = summary(tmp_path, name="supervisor.json")["attempts"]
+    attempts = read_attempts(trial_folder(tmp_path))
     assert "ended" not in attempts[0]
     assert len(attempts) == 2
 
