@@ -1,0 +1,80 @@
+"""AdEMAMix: one launch for all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from algoperf_torch.kernels import launch, tiles
+from algoperf_torch.kernels.arithmetic import log_beta
+
+
+def ademamix_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    slow_exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor,
+    alpha: Tensor,
+    beta3: Tensor,
+    grad_scale: Tensor | None = None,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    table: launch.TensorTable | None = None,
+) -> None:
+    """As in `reference.py`. `table` keeps what is known of the tensors from one update to the next."""
+    table = launch.refreshed(table, params, grads, exp_avgs, slow_exp_avgs, exp_avg_sqs, scalars=(steps,))
+    lr, alpha, beta3 = (launch.beside(scalar, params) for scalar in (lr, alpha, beta3))
+    table.launch(
+        ademamix_kernel, lr, alpha, beta3, grad_scale, 1 - beta1, log_beta(beta1), beta2, 1 - beta2, log_beta(beta2), eps,
+        weight_decay,
+    )  # fmt: skip
+
+
+@triton.jit
+def ademamix_kernel(
+    pointers, chunks, first_chunk, num_tensors, lr_ptr, alpha_ptr, beta3_ptr, grad_scale_ptr, one_minus_beta1, log_beta1,
+    beta2, one_minus_beta2, log_beta2, eps, weight_decay,
+    COLUMNS: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    step = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS)
+    lr = tl.load(lr_ptr).to(tl.float32)
+    scalars = (
+        tiles.optional_scale(grad_scale_ptr), tiles.f32(one_minus_beta1), (1.0 - tl.load(beta3_ptr)).to(tl.float32),
+        tiles.f32(beta2), tiles.f32(one_minus_beta2), lr / tiles.bias_correction(step, tiles.f32(log_beta1)),
+        lr * tl.load(alpha_ptr).to(tl.float32), 1.0 / tl.sqrt(tiles.bias_correction(step, tiles.f32(log_beta2))),
+        tiles.f32(eps), 1.0 - lr * tiles.f32(weight_decay),
+    )  # fmt: skip
+    tiles.update_tile(
+        ademamix_arithmetic,
+        scalars,
+        pointers,
+        chunks,
+        num_tensors,
+        (0, 1, 2, 3, 4),
+        (0, 2, 3, 4),
+        COLUMNS,
+        CODES,
+        BLOCK,
+    )
+
+
+@triton.jit
+def ademamix_arithmetic(values, scalars):
+    scale, one_minus_beta1, one_minus_beta3, beta2, one_minus_beta2, step_size, slow_size, root_scale, eps, decay = (
+        scalars
+    )
+    p, g, m, s, v = values
+    g = g * scale
+    m = m + (g - m) * one_minus_beta1
+    s = s + (g - s) * one_minus_beta3
+    v = v * beta2 + g * g * one_minus_beta2
+    return p * decay - (step_size * m + slow_size * s) / (tl.sqrt(v) * root_scale + eps), m, s, v
