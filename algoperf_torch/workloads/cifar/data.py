@@ -7,6 +7,7 @@ list of n class numbers. The batches are unpickled by a reader that builds array
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import pickle
 import struct
@@ -41,11 +42,14 @@ def read_batches(folder: Path) -> dict[str, Labelled]:
     path = folder / ARCHIVE
     batches = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = member.name.removeprefix(f"{FOLDER}/")
-                if name in names and (file := archive.extractfile(member)) is not None:
-                    batches[name] = parse_batch(file.read(), f"{path}, member {member.name}")
+        with gzip.open(path) as plain:
+            with tarfile.open(fileobj=plain) as archive:
+                for member in archive:
+                    name = member.name.removeprefix(f"{FOLDER}/")
+                    if name in names and member.isfile() and (file := archive.extractfile(member)) is not None:
+                        batches[name] = parse_batch(file.read(), f"{path}, member {member.name}")
+            while plain.read(1 << 20):  # to the end, where the checksum is
+                pass
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
     for name in names:
