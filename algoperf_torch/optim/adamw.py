@@ -7,8 +7,8 @@ Search space: the five points of `nadamw.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -39,7 +39,9 @@ def adamw_(
 
 
 class AdamW(BaseOptimizer):
-    """Adam with decoupled weight decay; agrees with `torch.optim.AdamW`."""
+    """Adam with decoupled weight decay; agrees with `torch.optim.AdamW`. Relatives with the same state set `rule`."""
+
+    rule: ClassVar[Callable[..., None]] = staticmethod(adamw_)
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class AdamW(BaseOptimizer):
 
     def update_(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        adamw_(
+        self.rule(
             param,
             grad,
             state["exp_avg"],

@@ -23,3 +23,24 @@ def zeros_for(param: Tensor) -> Tensor:
 def bias_correction(beta: float, step: Tensor) -> Tensor:
     """1 - beta^step as a 0-d tensor; accurate in float32 also where beta^step is close to 1."""
     return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+
+
+def inverse_root(matrix: Tensor, power: float, eps: float) -> Tensor | None:
+    """(matrix + eps largest eigenvalue I)^(-1 / power) of a symmetric matrix [n, n]; `None` where it is not finite.
+
+    Waits for the device.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        return None
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp_min(0) + values[-1].clamp_min(torch.finfo(values.dtype).tiny) * eps
+    result: Tensor = (vectors * values.pow(-1 / power)) @ vectors.mT
+    return result
+
+
+def eigenbasis(matrix: Tensor) -> Tensor | None:
+    """Eigenvectors [n, n] of a symmetric matrix, largest eigenvalue first; `None` where it is not finite."""
+    if not bool(torch.isfinite(matrix).all()):
+        return None
+    vectors: Tensor = torch.linalg.eigh(matrix)[1].flip(-1)
+    return vectors

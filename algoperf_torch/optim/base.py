@@ -20,6 +20,7 @@ from algoperf_torch.errors import (
     SubmissionLoadError,
     TrainingComplete,
 )
+from algoperf_torch.optim.arithmetic import state_dtype
 from algoperf_torch.optim.batch_norm import BatchNormRecomputation
 from algoperf_torch.optim.context import TrainingContext
 from algoperf_torch.optim.hyperparameters import Options, sort_hyperparameters
@@ -97,7 +98,9 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         self.context = context
         options = self.sort_hyperparameters(hyperparameters)
         self.options = options.step
-        self.optimizer = self._build(list(self.param_groups()), options)
+        self.optimizer = self._build(
+            list(self.param_groups()), {**options.optimizer, **self.arguments(options.optimizer)}
+        )
         self.multiplier = make_schedule(self.schedule, context.step_hint, options.schedule)
         self.updates = 0
         self._closure_step = self._steps_with_closure()
@@ -129,6 +132,10 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         """What the optimizer's constructor gets first: all parameters, in one group."""
         return self.model.parameters()
 
+    def arguments(self, options: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """Further arguments of the optimizer's constructor: what depends on the trial, say on its step hint."""
+        return {}
+
     @classmethod
     def sort_hyperparameters(cls, hyperparameters: Mapping[str, Any]) -> Options:
         """The hyperparameters, sorted by who takes them. Raises `HyperparameterError`."""
@@ -145,21 +152,21 @@ class OptimizerAlgorithm(TrainingAlgorithm):
     def check_hyperparameters(cls, hyperparameters: Hyperparameters) -> None:
         options = cls.sort_hyperparameters(hyperparameters)
         make_schedule(cls.schedule, 1, options.schedule)
-        cls._build([nn.Parameter(torch.zeros(2, 2))], options)
+        cls._build([nn.Parameter(torch.zeros(2, 2))], options.optimizer)
 
     @classmethod
-    def _build(cls, parameters: Sequence[Any], options: Options) -> Optimizer:
+    def _build(cls, parameters: Sequence[Any], options: dict[str, Any]) -> Optimizer:
         try:
-            return cls.optimizer_class(parameters, **options.optimizer)
+            return cls.optimizer_class(parameters, **options)
         except AlgoPerfError:
             raise
         except Exception as error:
             label = cls.label or cls.__name__
-            if _accepts(cls.optimizer_class, options.optimizer):
+            if _accepts(cls.optimizer_class, options):
                 raise SubmissionLoadError(
                     f"{label} cannot be built over this model's parameters: {_first_line(error)}"
                 ) from error
-            given = ", ".join(f"{name}={value!r}" for name, value in options.optimizer.items()) or "no arguments"
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no arguments"
             raise HyperparameterError(f"{label} cannot be built with {given}: {_first_line(error)}") from error
 
     def _steps_with_closure(self) -> bool:
@@ -347,7 +354,7 @@ class BaseOptimizer(Optimizer):
         for param in params:
             state = self.state[param]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                state["step"] = torch.zeros((), dtype=state_dtype(param), device=param.device)
                 state.update(self.init_state(param))
             state["step"] += 1
             states.append(state)
@@ -355,12 +362,14 @@ class BaseOptimizer(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave. Learning-rate tensors keep their identity, state its dtype."""
-        rates = [group.get("lr") for group in self.param_groups]
+        """Restores what `state_dict` gave. Tensors among the options keep their identity, state its dtype."""
+        before = [
+            {name: item for name, item in group.items() if isinstance(item, Tensor)} for group in self.param_groups
+        ]
         super().load_state_dict(state_dict)
-        for group, saved, rate in zip(self.param_groups, state_dict["param_groups"], rates, strict=True):
-            if isinstance(rate, Tensor):
-                group["lr"] = rate.fill_(float(saved["lr"]))
+        for group, saved, tensors in zip(self.param_groups, state_dict["param_groups"], before, strict=True):
+            for name, tensor in tensors.items():
+                group[name] = tensor.copy_(torch.as_tensor(saved[name]))
             for param, index in zip(group["params"], saved["params"], strict=True):
                 for name, value in state_dict["state"].get(index, {}).items():
                     if isinstance(value, Tensor):

@@ -119,8 +119,8 @@ def sort_hyperparameters(
                 value = alias.convert(_number(name, value, label))
             chosen[alias.argument] = current[alias.argument] = _like(name, value, current.get(alias.argument), label)
         elif name in step_names or name in schedule_names:
-            if name in _EITHER:
-                rest.pop(_EITHER[name], None)  # a default
+            if name in _EITHER and _EITHER[name] not in hyperparameters:
+                rest.pop(_EITHER[name], None)
             rest[name] = None if value is None and name in step_names else _number(name, value, label)
         elif takes_any:
             chosen[name] = value

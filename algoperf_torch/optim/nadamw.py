@@ -10,8 +10,6 @@ librispeech_conformer, librispeech_deepspeech, wmt), every one offered to all wo
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from algoperf_torch.optim.adamw import AdamW
@@ -43,17 +41,4 @@ def nadamw_(
 class NAdamW(AdamW):
     """AdamW with a Nesterov step; its options and state are those of AdamW."""
 
-    def update_(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
-        nadamw_(
-            param,
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["step"],
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
+    rule = staticmethod(nadamw_)

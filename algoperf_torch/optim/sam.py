@@ -2,6 +2,8 @@
 
 The gradient that updates is taken at w + rho g / ||g||, with g the gradient of the same global batch at w and the norm over
 all parameters. Batch-norm statistics move in the first pass only. `sam` alone is SAM over AdamW, as in AlgoPerf's baseline.
+
+Search space: the AdamW points of `nadamw.json`, each with a rho of the paper's grid (0.01 to 0.5, 0.05 its default).
 """
 
 from __future__ import annotations

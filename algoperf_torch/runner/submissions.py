@@ -285,13 +285,16 @@ def _with_local_imports(path: Path, root: Path) -> tuple[Path, ...]:
     found, waiting = {path}, [path]
     while waiting:
         for file in _imported_files(waiting.pop(), root):
-            if file not in found and PACKAGE_FOLDER not in file.parents:
+            if file not in found and root in file.parents and PACKAGE_FOLDER not in file.parents:
                 found.add(file)
                 waiting.append(file)
     return tuple(sorted(found))
 
 
 def _imported_files(path: Path, root: Path) -> Iterator[Path]:
+    for package in path.parents[: len(path.relative_to(root).parts) - 1]:
+        if (package / "__init__.py").is_file():
+            yield package / "__init__.py"
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             base, names = root, [alias.name for alias in node.names]
