@@ -78,13 +78,10 @@ def compare(options: CompareOptions) -> tuple[ScoreResult, Comparison]:
 
 def _label(name: str, known: Sequence[str]) -> str:
     """The label under which a submission was read, from its name or directory."""
-    candidates = [name, Path(name).resolve().name]
-    ending = [label for label in known if Path(label).name == candidates[1]]
-    for label in (*candidates, str(Path(name))):
+    path = Path(name).resolve()
+    for label in (name, path.name, f"{path.parent.name}/{path.name}", str(path)):
         if label in known:
             return label
-    if len(ending) == 1:
-        return ending[0]
     raise LogError(f"No submission {name!r}. Present: {', '.join(known)}.")
 
 

@@ -227,12 +227,12 @@ class _Reader:
             if not root.is_dir():
                 raise LogError(f"{root} is a file. Give the directory that holds the submissions.")
             children, _ = self._list(root)
-            if any(_STUDY.fullmatch(name) for name in children):
-                places = [(root.resolve().name, str(root))]
-            else:
-                places = [(name, str(root / name)) for name in children]
+            parent, names = root, children
+            if any(_STUDY.fullmatch(name) for name in children):  # a single submission
+                parent, names = root.resolve().parent, [root.resolve().name]
             some = False
-            for name, folder in places:
+            for name in names:
+                folder = str(parent / name)
                 inside, _ = self._list(folder)
                 if not any(_STUDY.fullmatch(study) for study in inside):
                     self._note(folder, "ignored: holds no study_<j>, so it is no submission", Severity.NOTE)
@@ -243,7 +243,7 @@ class _Reader:
                     continue
                 seen.add(real)
                 stamped = _TIMESTAMP.fullmatch(name)
-                found.setdefault((root, stamped[1] if stamped else name), []).append(folder)
+                found.setdefault((parent, stamped[1] if stamped else name), []).append(folder)
             if not some:
                 layout = f"{root}/<submission>/study_<j>/<workload>_pytorch/trial_<i>/{EVALUATIONS}"
                 raise LogError(f"No submission in {root}. Expected {layout}" + _hint_deeper(root, children))
