@@ -76,6 +76,8 @@ def parse_batch(content: bytes, where: str) -> Labelled:
         raise DataError(f"{where} is not a batch of CIFAR-10: {type(error).__name__}: {error}.") from error
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS:
         raise DataError(f"{where}: `data` is {images.dtype} {images.shape}, expected uint8 (n, {PIXELS}).")
+    if not labels.size:
+        labels = labels.astype(np.int64)  # an empty list has no type of its own
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
         raise DataError(f"{where}: `labels` is {labels.dtype} {labels.shape}, expected one integer for each image.")
     wrong = np.flatnonzero((labels < 0) | (labels >= NUM_CLASSES))
