@@ -388,10 +388,10 @@ def python_threads() -> frozenset[int]:
     return frozenset(sys._current_frames())
 
 
-def thread_cpu_seconds(native_id: int) -> float:
-    """Processor time of one thread of this process; 0 where the system does not tell or the thread is gone."""
+def thread_cpu_seconds(native_id: int, process: int | str = "self") -> float:
+    """Processor time of one thread; 0 where the system does not tell or the thread is gone."""
     try:
-        nanoseconds = Path(f"/proc/self/task/{native_id}/schedstat").read_text(encoding="ascii").split()[0]
+        nanoseconds = Path(f"/proc/{process}/task/{native_id}/schedstat").read_text(encoding="ascii").split()[0]
     except OSError:
         return 0.0
     return int(nanoseconds) / 1e9
@@ -403,13 +403,13 @@ def foreign_children(known: frozenset[int]) -> list[Worker]:
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline())
-            times = process.cpu_times()
+            seconds = sum(thread_cpu_seconds(thread.id, process.pid) for thread in process.threads())
             if process.pid in known or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         if not any(part in command for part in _KNOWN_PROCESSES):
-            workers.append(Worker(command[:120] or "?", process.pid, times.user + times.system))
+            workers.append(Worker(command[:120] or "?", process.pid, seconds))
     return workers
 
 

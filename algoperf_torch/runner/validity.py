@@ -102,8 +102,8 @@ class Limits:
     step_time_seconds: float = 1.0  # shortest interval that is compared
     cold_bytes: int = 64 * 2**20
     calibration_ratio: float = 1.5
-    idle_fraction: float = 0.2  # of a window in which nothing should run
-    foreign_seconds: float = 0.02  # processor time of a foreign worker during an evaluation
+    idle_fraction: float = 0.03  # of a window in which nothing should run
+    foreign_seconds: float = 0.002  # processor time of a foreign worker during an evaluation
     foreign_fraction: float = 0.01
     device_seconds: float = 0.002
 
@@ -135,12 +135,18 @@ class IntervalFacts:
 
 @dataclass
 class _Standing:
-    """What was read when the clock stopped, to be compared when the evaluation is over."""
+    """What an evaluation must leave as it is."""
 
     weights: probes.Digest
     state: probes.Digest
     random: int
     position: int
+
+
+@dataclass
+class _Workers:
+    """Who else was there when the clock stopped, and how much they had worked by then."""
+
     threads: dict[str, probes.Worker]
     children: dict[str, probes.Worker]
     graphs: int
@@ -230,6 +236,7 @@ class Guards:
     @contextmanager
     def submission(self, stage: Literal["import", "initialisation"]) -> Iterator[None]:
         """Around code of the submission that is not charged: its seconds and compilations are recorded."""
+        held = probes.mapped_files(self._trail.evaluation_files)
         self._enter(stage)
         started = self._now()
         try:
@@ -237,6 +244,8 @@ class Guards:
         finally:
             self._totals.setup[f"{stage}_seconds"] = self._now() - started
             self._enter("harness")
+            self._held_files = probes.mapped_files(self._trail.evaluation_files)
+            self._trail.opened += sorted(self._held_files - held)
 
     def _enter(self, stage: str) -> None:
         self._compiler.attach()
@@ -254,7 +263,6 @@ class Guards:
             self._identities.add_object(f"model.{name}" if name else "model", module)
         for value in (workload, stream, *others):
             self._identities.add_object(type(value).__name__.lower(), value)
-        self._held_files = probes.mapped_files(self._trail.evaluation_files)
 
     def built(self, algorithm: TrainingAlgorithm, context: TrainingContext) -> None:
         """Judges what importing and constructing the submission did."""
@@ -300,6 +308,12 @@ class Guards:
     def interval(self, facts: IntervalFacts) -> None:
         """Everything that is checked when the clock stands, before the evaluation."""
         step = facts.step
+        self._workers = _Workers(
+            threads={worker.name: worker for worker in self._foreign_threads()},
+            children={worker.name: worker for worker in self._foreign_children()},
+            graphs=self._graphs(),
+            since=self._now(),
+        )
         row = self._measure(facts)
         self._judge_times(row, facts)
         self._check_identity(step)
@@ -484,10 +498,6 @@ class Guards:
             state=state,
             random=self._random_state(),
             position=self._stream.position,
-            threads={worker.name: worker for worker in self._foreign_threads()},
-            children={worker.name: worker for worker in self._foreign_children()},
-            graphs=self._graphs(),
-            since=self._now(),
         )
         if weights and self._totals.intervals:
             self._totals.intervals[-1]["weights"] = probes.summary(weights)
@@ -510,7 +520,7 @@ class Guards:
         if self._stream.position != standing.position:
             drawn = self._stream.position - standing.position
             self._flag("stream", f"{drawn} batches were drawn during the evaluation", step, "void")
-        self._judge_workers(standing, step)
+        self._judge_workers(self._workers, step)
         self._held_files = probes.mapped_files(self._trail.evaluation_files)
 
     def _not_finite(self) -> list[str]:
@@ -536,14 +546,14 @@ class Guards:
     def _foreign_children(self) -> list[probes.Worker]:
         return probes.foreign_children(self._known_children) if self._on("processes") else []
 
-    def _judge_workers(self, standing: _Standing, step: int) -> None:
+    def _judge_workers(self, then: _Workers, step: int) -> None:
         """A foreign thread or process that lives is noted; one that worked voids the trial."""
-        compiled = self._graphs() != standing.graphs  # then the compiler's own pools were at work
-        lasted = self._now() - standing.since
+        compiled = self._graphs() != then.graphs  # then the compiler's own pools were at work
+        lasted = self._now() - then.since
         allowed = self._limits.foreign_seconds + self._limits.foreign_fraction * lasted
         for kind, guard, before, now in (
-            ("thread", "threads", standing.threads, self._foreign_threads()),
-            ("process", "processes", standing.children, self._foreign_children()),
+            ("thread", "threads", then.threads, self._foreign_threads()),
+            ("process", "processes", then.children, self._foreign_children()),
         ):
             for worker in now:
                 past = before.get(worker.name)

@@ -1,0 +1,128 @@
+"""A trial of the digits in this process, as `algoperf_torch.run` runs it, with a submission that is up to something."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from algoperf_torch.errors import AlgoPerfError
+from algoperf_torch.runner import clock, evaluate, execute, hardware
+from algoperf_torch.runner.options import RunOptions
+from algoperf_torch.runner.validity import GUARDS, Guards, Limits
+from algoperf_torch.workloads.digits.workload import DigitsWorkload
+
+HONEST = """
+import os, socket, subprocess, sys, threading, time
+import torch
+from torch.nn import functional
+from algoperf_torch import OptimizerAlgorithm
+
+class Submission(OptimizerAlgorithm):
+    optimizer_class = torch.optim.SGD
+    defaults = {"lr": 0.1, "momentum": 0.9}
+"""
+
+# Flags of these say that this machine was busy while the test ran.
+NOISE = frozenset({"step_time", "calibration", "data_stall"})
+
+# Where submissions of these tests leave traces that the next test must not see.
+PATCHED = (clock, evaluate, hardware, torch.cuda, torch.nn.functional, DigitsWorkload)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: exit status or error, `trial.json`, and what was printed."""
+
+    exit_code: int
+    summary: dict[str, Any]
+    directory: Path | None
+    error: AlgoPerfError | None = None
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """Severity of the flags, by the guard's name."""
+        found: dict[str, str] = {}
+        for flag in self.summary.get("validity", {}).get("flags", []):
+            found[flag["name"]] = "void" if "void" in (flag["severity"], found.get(flag["name"])) else "warn"
+        return {name: severity for name, severity in found.items() if name not in NOISE}
+
+    def reason(self, name: str) -> str:
+        return next(flag["reason"] for flag in self.summary["validity"]["flags"] if flag["name"] == name)
+
+
+Attack = Callable[..., Outcome]
+
+
+@pytest.fixture
+def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
+    """`attack(code, disabled=(), limits=None, **options)`: runs `HONEST` with `code` added to the class's body."""
+    modules = {module: dict(vars(module)) for module in PATCHED}
+    process = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        dict(os.environ),
+    )
+    numbers = iter(range(1000))
+    evaluation_file = tmp_path / "validation.bin"
+    evaluation_file.write_bytes(bytes(4096))
+    monkeypatch.setattr(DigitsWorkload, "evaluation_files", lambda self: [evaluation_file])
+    monkeypatch.setenv("EVALUATION_FILE", str(evaluation_file))
+    modules[DigitsWorkload] = dict(vars(DigitsWorkload))
+
+    def restore() -> None:
+        for module, before in modules.items():
+            for name in [name for name in vars(module) if name not in before]:
+                delattr(module, name)
+            for name, value in before.items():
+                if vars(module)[name] is not value:
+                    setattr(module, name, value)
+        torch.set_num_threads(process[0])
+        torch.set_default_dtype(process[1])
+        torch.set_float32_matmul_precision(process[2])
+        for name in set(os.environ) - set(process[3]):
+            del os.environ[name]
+
+    def run(
+        code: str = "",
+        *,
+        before: str = "",
+        disabled: Any = (),
+        limits: Limits | None = None,
+        **options: Any,
+    ) -> Outcome:
+        number = next(numbers)
+        source = tmp_path / f"submission_{number}.py"
+        source.write_text(textwrap.dedent(before) + HONEST + textwrap.indent(textwrap.dedent(code), "    "))
+        arguments = {"disabled": disabled} if limits is None else {"disabled": disabled, "limits": limits}
+        monkeypatch.setattr(execute, "Guards", functools.partial(Guards, **arguments))
+        given = {
+            "workload": "digits",
+            "submission": f"{source}:Submission",
+            "compile": False,
+            "seed": 5,
+            "max_steps": 4,
+        }
+        choices = RunOptions(**{**given, "out": tmp_path / f"runs_{number}", "checkpoint": False, **options})
+        try:
+            exit_code, error = execute.execute(choices), None
+        except AlgoPerfError as caught:
+            exit_code, error = caught.exit_code, caught
+        finally:
+            restore()
+        found = list(choices.out.rglob("trial.json"))
+        summary = json.loads(found[0].read_text()) if found else {}
+        return Outcome(exit_code, summary, found[0].parent if found else None, error)
+
+    yield run
+    restore()
+    assert not NOISE - set(GUARDS)
