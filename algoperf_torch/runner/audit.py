@@ -131,7 +131,11 @@ def audit(runs: Iterable[Path]) -> list[Trial]:
 def _trial_directories(run: Path) -> list[Path]:
     if not run.is_dir():
         raise UsageError(f"No directory {run}. Give the directory of runs, for example: algoperf audit runs/")
-    found = sorted({path.parent for name in ("trial.json", "eval_measurements.csv") for path in run.rglob(name)})
+    found = sorted(
+        path
+        for path in {path.parent for name in ("trial.json", "eval_measurements.csv") for path in run.rglob(name)}
+        if path == run or not path.name.startswith("void_")  # what `algoperf tune` keeps of a trial that it ran again
+    )
     if not found:
         raise UsageError(f"No trial below {run}: no file trial.json.")
     return found

@@ -332,7 +332,10 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
     if summary is None:
         attempt["message"] = last_words
     else:
-        if summary["status"] == Status.RUNNING:
+        summary["supervisor"] = _section(attempts)
+        if summary["status"] != Status.RUNNING:
+            _judge_clock(summary, attempts)
+        else:
             status, reason = verdict(ended)
             summary |= {
                 "status": status.value,
@@ -340,9 +343,10 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
                 "error": {"type": "ProcessEnded", "message": reason, "phase": ended.phase.name.lower()},
             }
         attempt["status"] = summary["status"]
-        summary["supervisor"] = _section(attempts)
-        _judge_clock(summary, attempts)
         write_json(path, summary)
+        if summary["status"] != Status.PREEMPTED:  # nobody will go on from here
+            for checkpoint in directory.glob("checkpoint_*.pt"):
+                checkpoint.unlink()
     write_json(attempts_file(directory), {"attempts": attempts})
     return summary
 

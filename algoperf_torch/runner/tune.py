@@ -485,7 +485,8 @@ class _Supervisor:
         self.console.print(", ".join(f"{count} {name}" for name, count in sorted(standing.items())))
         missing = [trial for trial in self.plan.to_run if self._is_missing(trial)]
         if missing:
-            self.console.print(f"{len(missing)} trials have no result yet; the same command goes on with them.")
+            trials = "1 trial has" if len(missing) == 1 else f"{len(missing)} trials have"
+            self.console.print(f"{trials} no result yet; the same command goes on.")
         else:
             self.console.print(f"Every trial has a result: algoperf score {self.options.out}")
         return Preempted.exit_code if self.stop else 1 if missing else 0

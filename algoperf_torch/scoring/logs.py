@@ -201,13 +201,16 @@ class _Reader:
         self._problems.append(Problem(str(path), message, severity))
 
     def _list(self, folder: str | Path) -> tuple[list[str], list[str]]:
-        """Names of the directories and of the files in a folder, sorted; hidden ones left out."""
+        """Names of the directories and of the files in a folder, sorted.
+
+        Hidden ones are left out, and `void_<n>_trial_<i>`: what `algoperf tune` keeps of a trial that it ran again.
+        """
         folders: list[str] = []
         files: list[str] = []
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if entry.name.startswith((".", "void_")):
                         continue
                     try:
                         (folders if entry.is_dir() else files).append(entry.name)

@@ -130,6 +130,21 @@ def test_a_clock_that_lies_voids_the_trial(trial_path, seen, reason):
     assert summary["validity"]["flags"][1]["reason"] == reason
 
 
+def test_the_clock_of_a_trial_that_was_cut_off_is_not_judged(trial_path):
+    summary = closed(trial_path, training=500.0, status="running")
+    assert (summary["status"], summary["void"]) == ("harness_error", True)
+    assert "validity" not in summary
+
+
+def test_checkpoints_that_nobody_needs_are_removed(trial_path):
+    checkpoint = trial_path / "checkpoint_000000001.pt"
+    checkpoint.write_text("state")
+    closed(trial_path, status="preempted", void=True)
+    assert checkpoint.exists()
+    closed(trial_path, status="submission_error")
+    assert not checkpoint.exists()
+
+
 def test_an_injected_clock_is_not_judged(trial_path):
     assert not closed(trial_path, wall=1.0, training=1.0, clock="steps:1")["void"]
 
