@@ -60,7 +60,7 @@ def adafactor_(
     grad = grad.to(dtype)
     # Adam's bias correction is folded into its decay: beta2 (1 - beta2^(t-1)) / (1 - beta2^t).
     decay = 1 - ((1 - beta2) / bias_correction(beta2, step) if decay_rate is None else step**decay_rate)
-    update = grad / second_moment(grad.square().add_(SMALLEST_SQUARE), moments, decay.to(dtype)).sqrt_()
+    update = grad / second_moment(grad.square().add_(SMALLEST_SQUARE), moments, decay.to(dtype)).sqrt()
     update.div_((root_mean_square(update) / clip_threshold).clamp_(min=1.0)).mul_(lr)
     if scale_parameter:
         update.mul_(root_mean_square(param.to(dtype)).clamp_(min=SMALLEST_SCALE))
