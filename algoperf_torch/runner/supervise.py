@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ STOP_SECONDS = 120.0  # what a trial gets to save its state after SIGTERM
 GAP_SECONDS = 5.0  # a longer pause between two looks means that the supervisor itself was stopped
 TOKEN = "SUPERVISED_TRIAL"  # environment variable by which every process of a trial is found
 
+_LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL", re.IGNORECASE)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -333,15 +335,13 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
         attempt["message"] = last_words
     else:
         summary["supervisor"] = _section(attempts)
-        if summary["status"] != Status.RUNNING:
-            _judge_clock(summary, attempts)
+        if summary["status"] == Status.RUNNING:
+            summary |= _named(ended)
+        elif _lost_a_rank(summary, directory, ended):
+            phase = Phase[summary["error"]["phase"].upper()]
+            summary |= _named(replace(ended, phase=phase))
         else:
-            status, reason = verdict(ended)
-            summary |= {
-                "status": status.value,
-                "void": is_void(status, ended.phase),
-                "error": {"type": "ProcessEnded", "message": reason, "phase": ended.phase.name.lower()},
-            }
+            _judge_clock(summary, attempts)
         attempt["status"] = summary["status"]
         write_json(path, summary)
         if summary["status"] != Status.PREEMPTED:  # nobody will go on from here
@@ -349,6 +349,27 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
                 checkpoint.unlink()
     write_json(attempts_file(directory), {"attempts": attempts})
     return summary
+
+
+def _named(ended: Ended) -> dict[str, Any]:
+    """The entries of `trial.json` that name the end of a trial."""
+    status, reason = verdict(ended)
+    return {
+        "status": status.value,
+        "void": is_void(status, ended.phase),
+        "error": {"type": "ProcessEnded", "message": reason, "phase": ended.phase.name.lower()},
+    }
+
+
+def _lost_a_rank(summary: Mapping[str, Any], directory: Path, ended: Ended) -> bool:
+    """Whether rank 0 failed only because another rank was gone, which left no message: rank 0 cannot know why."""
+    error = summary.get("error")
+    if error is None or summary["status"] not in (Status.HARNESS_ERROR, Status.SUBMISSION_ERROR):
+        return False
+    if ended.signal == signal.SIGKILL:  # rank 0 has lived on to write the error
+        return True
+    told = any(directory.glob("error_rank_*.json"))
+    return not told and summary["status"] == Status.HARNESS_ERROR and bool(_LOST_PEER.search(error["message"]))
 
 
 def close_abandoned(directory: Path) -> None:

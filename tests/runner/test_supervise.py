@@ -172,6 +172,36 @@ def test_a_fresh_start_forgets_the_times_of_void_attempts(trial_path):
     assert closed(trial_path, attempts=attempts)["supervisor"]["wall_seconds"] == 130.0
 
 
+ERROR = {"type": "RuntimeError", "message": "Connection closed by peer", "phase": "training"}
+
+
+@pytest.mark.parametrize(
+    ("wrote", "ended", "status"),
+    [
+        ("harness_error", {"signal": 9}, "preempted"),
+        ("submission_error", {"signal": 9}, "preempted"),
+        ("submission_error", {"signal": 9, "oom_killed": True}, "out_of_memory"),
+        ("harness_error", {"exit_code": 1}, "submission_error"),  # the other rank left by itself, in a timed phase
+        ("submission_error", {"exit_code": 3}, "submission_error"),
+        ("reached", {"signal": 9}, "reached"),
+    ],
+)
+def test_rank_0_cannot_know_why_another_rank_is_gone(trial_path, wrote, ended, status):
+    entries = {} if wrote == "reached" else {"error": ERROR}
+    write_trial(trial_path, status=wrote, **entries)
+    attempts = begin_attempt(trial_path, resumed=False)
+    summary = close(trial_path, attempts, Ended(phase=Phase.FINISHED, wall_seconds=100.0, **ended), "")
+    assert summary["status"] == status
+    assert summary["void"] is (status == "preempted")
+
+
+def test_a_rank_that_said_why_it_failed_is_believed(trial_path):
+    write_trial(trial_path, status="harness_error", void=True, error=ERROR)
+    (trial_path / "error_rank_1.json").write_text("{}")
+    attempts = begin_attempt(trial_path, resumed=False)
+    assert close(trial_path, attempts, Ended(exit_code=1), "")["status"] == "harness_error"
+
+
 def test_no_record_without_a_trial(trial_path):
     attempts = begin_attempt(trial_path, resumed=False)
     assert close(trial_path, attempts, Ended(exit_code=2), "no data") is None

@@ -72,7 +72,7 @@ def launch(command: Sequence[str], num_ranks: int) -> int:
     """Starts the command once for each rank, with torchrun's environment variables.
 
     Requests to stop are handed on. When a rank fails, the others get `GRACE_SECONDS` to end by themselves. Returns the
-    exit status of rank 0 where it failed by itself, else of the first rank that failed.
+    exit status of the first rank that failed if a signal ended it (128 + its number), else of rank 0 if that failed.
     """
     shared = {
         "WORLD_SIZE": num_ranks,
@@ -117,7 +117,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
             for rank in ranks:
                 if rank.poll() is None:
                     rank.kill()
-    status = ranks[0].returncode if ranks[0].returncode > 0 else first_failure
+    status = ranks[0].returncode if first_failure >= 0 and ranks[0].returncode > 0 else first_failure
     status = status or next((rank.returncode for rank in ranks if rank.returncode), 0)
     return 128 - status if status < 0 else status
 
