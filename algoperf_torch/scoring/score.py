@@ -282,6 +282,7 @@ def score_logs(
         for each in Rule
     }
     standing = standings[rule]
+    logs = Logs(logs.trials, (*logs.problems, *_exact_hits(standings[Rule.OFFICIAL].studies, version)), logs.roots)
     samples = None
     if bootstrap and np.max(np.sum(~np.isnan(standing.studies.seconds), axis=-1), initial=0) > 1:
         samples = statistics.bootstrap_scores(standing.studies.seconds, standing.credits, replicates=bootstrap)
@@ -458,6 +459,19 @@ def _flags(logs: Logs) -> dict[tuple[str, str], Mapping[Flag, int]]:
     for trial in logs.trials:
         found[trial.submission, trial.workload].update(set(trial.record.flags))
     return {key: dict(flags) for key, flags in found.items() if flags}
+
+
+def _exact_hits(studies: StudyTimes, version: BenchmarkVersion) -> Iterator[Problem]:
+    """Our trials that end exactly on the target: scorers count that as reached, the harness does not."""
+    for (_, workload, _), result in studies.results.items():
+        trial = result.trial
+        if trial is None or trial.record.status in (None, "reached") or trial.evaluations is None or result.row is None:
+            continue
+        target = version.terms(workload).validation
+        if trial.evaluations.get(f"validation/{target.metric}")[result.row] == target.value:
+            ended = f"although it ended as {trial.record.status}"
+            message = f"its {target.metric} equals the target, which counts as reached, {ended}"
+            yield Problem(str(trial.path), message, Severity.IRREGULAR)
 
 
 def _incomplete(documented: StudyTimes) -> dict[tuple[str, str], tuple[str, ...]]:

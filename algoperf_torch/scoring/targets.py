@@ -154,11 +154,12 @@ def _best(trial: Trial, name: str, higher: bool) -> float:
 
 
 def _lenient(value: float, *, higher: bool) -> float:
-    """Rounded to six digits to the side that is easier to reach, so that rounding puts no run out of reach."""
+    """Rounded to six digits to the side that is easier to reach, and never equal: the harness asks for more than a target."""
     if value == 0 or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(abs(value))) + 1 - DIGITS)
-    whole = math.floor(value / unit) if higher else math.ceil(value / unit)
+    whole = value / unit  # a value of few digits is a whole number of units but for rounding
+    whole = math.ceil(whole - 1e-6) - 1 if higher else math.floor(whole + 1e-6) + 1
     return float(f"{whole * unit:.{DIGITS}g}")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from algoperf_torch.scoring.logs import Severity
+from algoperf_torch.scoring.logs import Flag, Severity
 from algoperf_torch.scoring.score import ScoreResult
 from algoperf_torch.scoring.statistics import LEVEL
 from algoperf_torch.scoring.times import Rule
@@ -79,9 +79,9 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
         console,
         "Validity flags:",
         [
-            f"{name} on {workload}: {flag.name} in {count} trial(s): {flag.reason}"
+            f"{name} on {workload}: {kind} in {count} trial(s), as: {reason}"
             for (name, workload), flags in result.flags.items()
-            for flag, count in flags.items()
+            for kind, (count, reason) in by_kind(flags).items()
         ],
         style="yellow",
     )
@@ -96,6 +96,15 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
             lines = [f"{count} x {message}" for message, count in kinds.items()]
         _list(console, title, lines, style="red" if severity is Severity.DAMAGED else "")
     _list(console, "Before you believe the ranking:", result.warnings, style="yellow")
+
+
+def by_kind(flags: Mapping[Flag, int]) -> dict[str, tuple[int, str]]:
+    """Flags of one name together: how many there are, and the reason of one."""
+    kinds: dict[str, tuple[int, str]] = {}
+    for flag, count in flags.items():
+        before, reason = kinds.get(flag.name, (0, flag.reason))
+        kinds[flag.name] = before + count, reason
+    return kinds
 
 
 def ranking_table(result: ScoreResult) -> Table:

@@ -219,7 +219,7 @@ class TestOwnRuns:
         flags = [{"name": "data_stall", "reason": "12 % of the time was spent waiting", "severity": "warning"}]
         write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=own_record(validity={"flags": flags}))
         assert cli.main(["score", str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
-        assert "data_stall in 1 trial(s): 12 % of the time" in capsys.readouterr().out
+        assert "data_stall in 1 trial(s), as: 12 % of the time" in capsys.readouterr().out
         (told,) = json.loads((tmp_path / "out.json").read_text())["flags"]["alpha"]["digits"]
         assert told == {**flags[0], "trials": 1}
 
@@ -259,6 +259,12 @@ class TestOwnRuns:
         with pytest.raises(LogError, match="8 x Tesla V100-SXM2-16GB"):
             score_runs([tmp_path], "v0.6")
         assert score_runs([tmp_path], "v0.6", mixed=True).scores["theirs"] == pytest.approx(1 / 8)
+
+    def test_ending_exactly_on_the_target_is_told(self, tmp_path, write_reached, own_record):
+        write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=own_record(status="budget_exhausted"))
+        result = score_runs([tmp_path])
+        assert result.times["alpha"]["digits"] == 10.0
+        assert any("equals the target, which counts as reached" in problem.message for problem in result.problems)
 
     def test_shared_seeds_are_told(self, tmp_path, write_reached, own_record):
         for study in range(2):
