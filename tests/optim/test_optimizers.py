@@ -668,6 +668,8 @@ def test_negative_options_are_refused(case, name):
 
 @pytest.mark.slow
 def test_the_learning_rate_never_recompiles(case):
+    import torch._dynamo.testing
+
     parameters = make_parameters([(5, 5), (9,)])
     optimizer = case.optimizer(parameters, **{**case.options, "lr": torch.tensor(0.01)})
     group = optimizer.param_groups[0]
@@ -788,5 +790,6 @@ def test_two_ranks_equal_one(tiny, name, on_two_ranks):
     algorithm.prepare_for_eval()
     weights = on_two_ranks[name]["weights"]
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
-    if "dropout_rate" not in algorithm.defaults:  # masks differ over ranks
+    # Dropout masks differ over ranks; SOAP's first bases have a null space, whose basis rounding decides.
+    if "dropout_rate" not in algorithm.defaults and name != "soap":
         torch.testing.assert_close(weights[0], tiny.flat(context.model), rtol=0, atol=2e-4)
