@@ -87,6 +87,7 @@ def execute(options: RunOptions) -> int:
         if options.name:
             submission = replace(submission, name=options.name)
         hyperparameters = hyperparameters_of(options, submission, version)
+        submission.algorithm.check_hyperparameters(hyperparameters)
         budget_of(options, version)  # a mistake in it is told before anything starts
         environment = hardware.fingerprint(ranks.device)
         checks = hardware.compare(version, environment)
@@ -158,6 +159,8 @@ def _train(parts: Parts, stop: StopRequest) -> int:
         error, status = caught, status_of(caught)
         guards.finish()
         validity = guards.section()
+    if trial is not None:
+        trial.stream.close()
     phase = trial.phase if trial is not None else Phase.SETUP if record is None else record.heartbeat.phase
     if isinstance(error, UsageError) and trial is None and parts.place.fresh:
         if record is not None:  # a mistake in the command leaves nothing behind
