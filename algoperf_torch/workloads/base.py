@@ -30,6 +30,7 @@ class Workload(ABC):
     prefetch_depth: ClassVar[int] = (
         2  # batches kept ready by the training stream; 0 where making one costs microseconds
     )
+    reference_devices: int = 8  # of the reference hardware; where they shape a batch, it is made as for so many
     eval_chunks_per_batch: ClassVar[int] = 8  # an evaluation batch is computed in so many chunks of fixed shape
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
@@ -67,6 +68,11 @@ class Workload(ABC):
     def evaluation_files(self) -> list[Path]:
         """Files that hold validation or test examples only: opening one while the clock runs is a violation."""
         return []
+
+    def packed_evaluation_files(self) -> list[Path]:
+        """`evaluation_files` of prepared data."""
+        splits = (Split.VALIDATION, Split.TEST)
+        return [path for split in splits for path in sorted((self.folder() / split.value).rglob("*.npy"))]
 
     # ---------------------------------------------------------------- model and loss
 

@@ -22,6 +22,17 @@ def metric_vectors() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def golden_metrics() -> Callable[[str], dict[str, np.ndarray]]:
+    """The arrays of tests/data/golden/metrics-<name>.npz."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(METRIC_VECTORS.with_name(f"metrics-{name}.npz"), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Callable[[str], Path]:
     """Directory that holds small generated data of a dataset, prepared: made once, through the two commands."""
     made: dict[str, Path] = {}
@@ -43,7 +54,7 @@ def prepared(tmp_path_factory) -> Callable[[str], Path]:
     return prepare
 
 
-SYNTH_EXAMPLES = {"criteo1tb": 4_600}
+SYNTH_EXAMPLES = {"criteo1tb": 4_600, "fastmri": 12, "librispeech": 24}
 
 
 def sorted_norms(tensors) -> np.ndarray:

@@ -53,7 +53,7 @@ class FastMRIWorkload(Workload):
             self._packed = self.open_packed(preparation=PREPARATION)
 
     def evaluation_files(self) -> list[Path]:
-        return [*self.packed.files(Split.VALIDATION), *self.packed.files(Split.TEST)]
+        return self.packed_evaluation_files()
 
     def build_model(self) -> nn.Module:
         options = {"channels": 32, "dropout": self.spec.default_dropout, **OPTIONS[self.spec.name]}

@@ -89,7 +89,7 @@ class LibriSpeechWorkload(Workload):
         return np.flatnonzero((sizes[0] <= self.limits.samples) & (sizes[1] <= self.limits.tokens))
 
     def evaluation_files(self) -> list[Path]:
-        return [*self.packed.files(Split.VALIDATION), *self.packed.files(Split.TEST)]
+        return self.packed_evaluation_files()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -119,7 +119,8 @@ class LibriSpeechWorkload(Workload):
         log_probs = torch.log_softmax(logits, dim=-1)
         losses, _ = ctc(log_probs, targets.long(), (1 - paddings).sum(dim=1).long(), target_lengths.long())
         count = target_lengths.sum() if weights is None else ((weights != 0) & (target_lengths > 0)).sum()
-        return weighted_loss(losses, weights)._replace(n_valid=count.clamp_min(1).to(losses.dtype))
+        summed, _, per_example = weighted_loss(losses, weights)
+        return LossOutput(summed, count.clamp_min(1).to(losses.dtype), per_example)
 
     # ---------------------------------------------------------------- data
 
@@ -184,8 +185,12 @@ class LibriSpeechWorkload(Workload):
         return torch.cat([sums[:2], words, sums[2:]])
 
     def _texts(self, ids: Tensor, lengths: Tensor, real: NDArray[np.bool_]) -> list[str]:
-        """The texts of piece ids [batch, longest], of real examples only."""
-        rows = zip(ids.cpu().numpy()[real], lengths.cpu().numpy()[real], strict=True)
+        """The texts of piece ids [batch, longest], of real examples only.
+
+        A tokenizer that was trained on little text has fewer pieces than the model has outputs: those are unknown.
+        """
+        known = ids.masked_fill(ids >= self.tokenizer.vocab_size(), self.tokenizer.unk_id())
+        rows = zip(known.cpu().numpy()[real], lengths.cpu().numpy()[real], strict=True)
         return [self.tokenizer.decode(row[:length].tolist()) for row, length in rows]
 
     def metrics(self, sums: Tensor, split: Split) -> dict[str, float]:
