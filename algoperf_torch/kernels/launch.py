@@ -2,8 +2,8 @@
 
 A multi-tensor kernel is not given tensors but a `TensorTable`, which lives on the device:
 
-    pointers     int64 [columns + s, tensors]  address of the first element; a column is one role (parameter, gradient, ...).
-                                               Below the columns: addresses of s scalars (such as the step) of each tensor
+    pointers     int64 [columns + e, tensors]  address of the first element; a column is one role (parameter, gradient, ...).
+                                               Below the columns: addresses of e extra tensors, of any shape (such as the step)
     chunks       int32 [programs, 4]           what each program works on: tensor, block in it, elements in the block, code
     first_chunk  int32 [tensors + 1]           the programs of tensor t are first_chunk[t] to first_chunk[t + 1] - 1
 
@@ -88,9 +88,9 @@ class TensorTable:
     def num_programs(self) -> int:
         return len(self.chunks)
 
-    def refresh(self, *columns: Column, scalars: tuple[Column, ...] = ()) -> TensorTable:
-        """Makes the table that of `columns`, [tensor] each, and of `scalars` (0-d float32 each). Returns itself."""
-        users, states = columns[:_USER_COLUMNS], (*columns[_USER_COLUMNS:], *scalars)
+    def refresh(self, *columns: Column, extras: tuple[Column, ...] = ()) -> TensorTable:
+        """Makes the table that of `columns`, [tensor] each, and of `extras` (contiguous float32). Returns itself."""
+        users, states = columns[:_USER_COLUMNS], (*columns[_USER_COLUMNS:], *extras)
         same_states = _are_same(states, self._states)
         if (
             self.persistent
@@ -102,7 +102,7 @@ class TensorTable:
             return self
         layouts = [_layout(column) for column in users]
         if layouts != self._layouts or not same_states:
-            self._plan(columns, scalars)
+            self._plan(columns, extras)
             self._layouts, self._states = layouts, states
             self._addresses = [[] for _ in columns]
             self._upload({len(users) + i: list(map(_data_ptr, state)) for i, state in enumerate(states)})
@@ -141,10 +141,10 @@ class TensorTable:
 
     # ---------------------------------------------------------------- layout
 
-    def _plan(self, columns: tuple[Column, ...], scalars: tuple[Column, ...]) -> None:
+    def _plan(self, columns: tuple[Column, ...], extras: tuple[Column, ...]) -> None:
         """Cuts the tensors into chunks. Raises `UsageError` for tensors that no kernel can work on."""
         params = columns[0]
-        for column in (*columns, *scalars):
+        for column in (*columns, *extras):
             if len(column) != len(params):
                 raise ValueError(f"Columns of {len(params)} and {len(column)} tensors. Must be equally long.")
         self._differing = []
@@ -157,27 +157,31 @@ class TensorTable:
             for tensors in zip(*columns, strict=True)
         ]
         self.codes = tuple(sorted(set(codes))) or (0,)
-        sizes = np.array([param.numel() for param in params], dtype=np.int64)
+        sizes = np.array([self._size(param) for param in params], dtype=np.int64)
         blocks = -(-sizes // self.block)
         first_chunk = np.concatenate([[0], blocks.cumsum()])
         tensor = np.repeat(np.arange(len(params)), blocks)
         block = np.arange(len(tensor)) - first_chunk[tensor]
         count = np.minimum(self.block, sizes[tensor] - block * self.block)
         code = np.searchsorted(self.codes, codes)[tensor]
-        for i, scalar in ((i, scalar) for column in scalars for i, scalar in enumerate(column)):
-            if scalar.dtype is not torch.float32 or scalar.device != params[i].device or scalar.dim():
+        for i, extra in ((i, extra) for column in extras for i, extra in enumerate(column)):
+            if extra.dtype is not torch.float32 or extra.device != params[i].device or not extra.is_contiguous():
                 raise ValueError(
-                    f"Scalar {i} is {scalar.dtype} {tuple(scalar.shape)} on {scalar.device}. "
-                    f"Must be 0-d float32 on {params[i].device}."
+                    f"Extra tensor {i} is {extra.dtype} {tuple(extra.shape)} on {extra.device}. "
+                    f"Must be contiguous float32 on {params[i].device}."
                 )
         device = params[0].device if params else torch.device("cpu")
         self.num_tensors, self.num_columns = len(params), len(columns)
-        self.pointers = torch.empty(len(columns) + len(scalars), len(params), dtype=torch.int64, device=device)
+        self.pointers = torch.empty(len(columns) + len(extras), len(params), dtype=torch.int64, device=device)
         self._refuse_capture()
         self.chunks = torch.from_numpy(np.stack([tensor, block, count, code], axis=1).astype(np.int32)).to(device)
         self.first_chunk = torch.from_numpy(first_chunk.astype(np.int32)).to(device)
         self._workspaces = {}
         self._spare = None
+
+    def _size(self, param: Tensor) -> int:
+        """What is cut into blocks: elements."""
+        return param.numel()
 
     def _conformed_like(self, params: Column, grads: Column) -> Column:
         conformed = list(grads)
@@ -209,6 +213,23 @@ class TensorTable:
         staged, self._spare = self._spare, None
         self._captured.append(staged)
         return staged
+
+
+class MatrixTable(TensorTable):
+    """The table of contiguous matrices [rows, columns], cut into strips of `block` rows, and their shapes."""
+
+    shapes: Tensor  # int32 [tensors, 2]
+
+    def _plan(self, columns: tuple[Column, ...], extras: tuple[Column, ...]) -> None:
+        for i, matrix in enumerate(columns[0]):
+            if matrix.dim() != 2 or not matrix.is_contiguous():
+                raise UsageError(f"Tensor {i} of shape {tuple(matrix.shape)} is not a contiguous matrix.")
+        super()._plan(columns, extras)
+        shapes = torch.tensor([matrix.shape for matrix in columns[0]], dtype=torch.int32)
+        self.shapes = shapes.to(self.pointers.device)
+
+    def _size(self, param: Tensor) -> int:
+        return len(param) if param.numel() else 0
 
 
 def _are_same(columns: tuple[Column, ...], held: tuple[Column, ...]) -> bool:
@@ -271,14 +292,14 @@ _tables: OrderedDict[tuple[Any, ...], TensorTable] = OrderedDict()
 
 
 def refreshed(
-    table: TensorTable | None, *columns: Column, scalars: tuple[Column, ...] = (), block: int = BLOCK
+    table: TensorTable | None, *columns: Column, extras: tuple[Column, ...] = (), block: int = BLOCK
 ) -> TensorTable:
     """The caller's table, or else one from a small store of those last used, brought up to date."""
     if table is not None:
-        return table.refresh(*columns, scalars=scalars)
+        return table.refresh(*columns, extras=extras)
     key = (block, len(columns), *map(_data_ptr, columns[0]))
     table = _tables.pop(key, None) or TensorTable(block=block)
-    _tables[key] = table.refresh(*columns, scalars=scalars)
+    _tables[key] = table.refresh(*columns, extras=extras)
     while len(_tables) > _CACHED_TABLES:
         _tables.popitem(last=False)
     return table

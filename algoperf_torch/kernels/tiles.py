@@ -117,16 +117,27 @@ def f32(x):
 
 
 @triton.jit
+def lerp(a, b, weight):
+    """a + weight (b - a), exactly b at weight 1, as `torch.lerp`."""
+    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1.0 - weight))
+
+
+@triton.jit
 def my_tensor(chunks):
     """The number of this program's tensor."""
     return tl.load(chunks + 4 * tl.program_id(0))
 
 
 @triton.jit
-def my_scalar(pointers, chunks, num_tensors, ROW: tl.constexpr):
-    """The scalar of this program's tensor whose address stands in a row below the table's columns."""
-    address = tl.load(pointers + ROW * num_tensors + my_tensor(chunks))
-    return tl.load(address.to(tl.pointer_type(tl.float32)))
+def my_extra(pointers, chunks, num_tensors, ROW: tl.constexpr):
+    """The 0-d extra of this program's tensor whose address stands in a row below the table's columns."""
+    return tl.load(my_address(pointers, chunks, num_tensors, ROW))
+
+
+@triton.jit
+def my_address(pointers, chunks, num_tensors, ROW: tl.constexpr):
+    """The address of such an extra, which is float32."""
+    return tl.load(pointers + ROW * num_tensors + my_tensor(chunks)).to(tl.pointer_type(tl.float32))
 
 
 @triton.jit

@@ -89,7 +89,7 @@ class Layout:
             buffer = torch.full((size + 2 * GUARD + self.offset,), torch.nan, dtype=dtype)
             values = torch.randn(size, generator=generator)
             start = GUARD + (self.offset if place == 0 else 0)
-            buffer[start : start + size] = values.square() if name.endswith("_sqs") else values
+            buffer[start : start + size] = values.square() if name.endswith(("_sqs", "variances")) else values
             self.buffers.append(buffer := buffer.to(DEVICE))
             tensors.append(buffer[start : start + size].view(shape))
         return tensors

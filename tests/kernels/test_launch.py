@@ -66,7 +66,7 @@ class TestWhatAUserReplaces:
         return tuple(torch.ones((), device=device) for _ in params)
 
     def refresh(self, table, params, states, steps):
-        return table.refresh(params, launch.gradients(params), states, scalars=(steps,))
+        return table.refresh(params, launch.gradients(params), states, extras=(steps,))
 
     @pytest.fixture
     def table(self, persistent, params, states, steps):
@@ -208,10 +208,10 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"\(4,\) on cpu beside \(3,\)"):
             TensorTable().refresh([torch.zeros(3)], [torch.zeros(4)])
 
-    @pytest.mark.parametrize("step", [torch.ones(1), torch.ones((), dtype=torch.float64)])
-    def test_scalars_that_no_kernel_can_read(self, step):
-        with pytest.raises(ValueError, match="Must be 0-d float32"):
-            TensorTable().refresh([torch.zeros(3)], scalars=([step],))
+    @pytest.mark.parametrize("step", [torch.ones(8)[::2], torch.ones((), dtype=torch.float64)])
+    def test_extras_that_no_kernel_can_read(self, step):
+        with pytest.raises(ValueError, match="Must be contiguous float32"):
+            TensorTable().refresh([torch.zeros(3)], extras=([step],))
 
 
 def test_shared_tables_are_found_again_and_forgotten():

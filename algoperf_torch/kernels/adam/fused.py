@@ -33,7 +33,7 @@ def adam_(
 ) -> None:
     """As in `reference.py`. `table` keeps what is known of the tensors from one update to the next."""
     columns = (params, grads, exp_avgs, exp_avg_sqs, *((averages,) if averages else ()))
-    table = launch.refreshed(table, *columns, scalars=(steps,))
+    table = launch.refreshed(table, *columns, extras=(steps,))
     lr = launch.beside(lr, params)
     boost = None
     if cautious:
@@ -51,7 +51,7 @@ def adam_kernel(
     one_minus_beta2, log_beta2, eps, weight_decay, one_minus_average_decay,
     NESTEROV: tl.constexpr, COLUMNS: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    step = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS)
+    step = tiles.my_extra(pointers, chunks, num_tensors, COLUMNS)
     lr = tl.load(lr_ptr).to(tl.float32)
     step_size = lr / tiles.bias_correction(step, tiles.f32(log_beta1))
     if boost_ptr is not None:
@@ -83,16 +83,16 @@ def adam_arithmetic(values, scalars):
         CAUTIOUS,
     ) = scalars
     p, g, m, v = values[0], values[1] * scale, values[2], values[3]
-    m = m + (g - m) * one_minus_beta1
+    m = tiles.lerp(m, g, one_minus_beta1)
     v = v * beta2 + g * g * one_minus_beta2
     n = m
     if NESTEROV:
-        n = m + (g - m) * one_minus_beta1
+        n = tiles.lerp(m, g, one_minus_beta1)
     if CAUTIOUS:
         n = tl.where(n * g > 0.0, n, 0.0)
     p = p * decay - step_size * n / (tl.sqrt(v) * root_scale + eps)
     if len(values) == 5:
-        return p, m, v, values[4] + (p - values[4]) * average_weight
+        return p, m, v, tiles.lerp(values[4], p, average_weight)
     else:
         return p, m, v
 
@@ -117,7 +117,7 @@ def cautious_kernel(
 def agreement(values, scalars):
     scale, one_minus_beta1, NESTEROV = scalars
     g, m = values[0] * scale, values[1]
-    m = m + (g - m) * one_minus_beta1
+    m = tiles.lerp(m, g, one_minus_beta1)
     if NESTEROV:
-        m = m + (g - m) * one_minus_beta1
+        m = tiles.lerp(m, g, one_minus_beta1)
     return ((m * g > 0.0).to(tl.float32),)

@@ -46,9 +46,9 @@ def adam_(
         rate = lr.to(p)
         if grad_scale is not None:
             g = g * grad_scale.to(g)
-        m = m + (g - m) * (1 - beta1)
+        m = m.lerp(g, 1 - beta1)
         v = v * beta2 + g * g * (1 - beta2)
-        n = m + (g - m) * (1 - beta1) if nesterov else m
+        n = m.lerp(g, 1 - beta1) if nesterov else m
         if cautious:
             mask = (n * g > 0).to(n)
             n = n * (mask / mask.mean().clamp(min=1e-3))
@@ -57,4 +57,4 @@ def adam_(
         write_((param, exp_avg, exp_avg_sq), (p, m, v))
         if averages:
             (a,) = computed(averages[i])
-            write_((averages[i],), (a + (p - a) * (1 - average_decay),))
+            write_((averages[i],), (a.lerp(p, 1 - average_decay),))

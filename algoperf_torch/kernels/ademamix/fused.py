@@ -31,7 +31,7 @@ def ademamix_(
     table: launch.TensorTable | None = None,
 ) -> None:
     """As in `reference.py`. `table` keeps what is known of the tensors from one update to the next."""
-    table = launch.refreshed(table, params, grads, exp_avgs, slow_exp_avgs, exp_avg_sqs, scalars=(steps,))
+    table = launch.refreshed(table, params, grads, exp_avgs, slow_exp_avgs, exp_avg_sqs, extras=(steps,))
     lr, alpha, beta3 = (launch.beside(scalar, params) for scalar in (lr, alpha, beta3))
     table.launch(
         ademamix_kernel, lr, alpha, beta3, grad_scale, 1 - beta1, log_beta(beta1), beta2, 1 - beta2, log_beta(beta2), eps,
@@ -45,7 +45,7 @@ def ademamix_kernel(
     beta2, one_minus_beta2, log_beta2, eps, weight_decay,
     COLUMNS: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    step = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS)
+    step = tiles.my_extra(pointers, chunks, num_tensors, COLUMNS)
     lr = tl.load(lr_ptr).to(tl.float32)
     scalars = (
         tiles.optional_scale(grad_scale_ptr), tiles.f32(one_minus_beta1), (1.0 - tl.load(beta3_ptr)).to(tl.float32),
@@ -74,7 +74,7 @@ def ademamix_arithmetic(values, scalars):
     )
     p, g, m, s, v = values
     g = g * scale
-    m = m + (g - m) * one_minus_beta1
-    s = s + (g - s) * one_minus_beta3
+    m = tiles.lerp(m, g, one_minus_beta1)
+    s = tiles.lerp(s, g, one_minus_beta3)
     v = v * beta2 + g * g * one_minus_beta2
     return p * decay - (step_size * m + slow_size * s) / (tl.sqrt(v) * root_scale + eps), m, s, v

@@ -43,8 +43,8 @@ def ademamix_(
         rate = lr.to(p)
         if grad_scale is not None:
             g = g * grad_scale.to(g)
-        m = m + (g - m) * (1 - beta1)
-        s = s + (g - s) * (1 - beta3.double()).to(s)
+        m = m.lerp(g, 1 - beta1)
+        s = s.lerp(g, (1 - beta3.double()).to(s))
         v = v * beta2 + g * g * (1 - beta2)
         n = m / bias_correction(step, beta1).to(p) + alpha.to(p) * s
         p = p * (1 - rate * weight_decay) - rate * n / ((v / bias_correction(step, beta2).to(p)).sqrt() + eps)

@@ -30,4 +30,4 @@ def ema_kernel(
 
 @triton.jit
 def ema_arithmetic(values, scalars):
-    return (values[0] + (values[1] - values[0]) * scalars[0],)
+    return (tiles.lerp(values[0], values[1], scalars[0]),)

@@ -13,4 +13,4 @@ def ema_(averages: Sequence[Tensor], params: Sequence[Tensor], weight: Tensor) -
     """a = a + weight (p - a) for every average a and parameter p, computed in float32; `weight` (0-d) is 1 - decay."""
     for average, param in zip(averages, params, strict=True):
         a, p = computed(average, param)
-        write_((average,), (a + (p - a) * weight.to(a),))
+        write_((average,), (a.lerp(p, weight.to(a)),))

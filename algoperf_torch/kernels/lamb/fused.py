@@ -28,7 +28,7 @@ def lamb_(
     table: launch.TensorTable | None = None,
 ) -> None:
     """As in `reference.py`. `table` keeps what is known of the tensors from one update to the next."""
-    table = launch.refreshed(table, params, grads, exp_avgs, exp_avg_sqs, scalars=(steps,))
+    table = launch.refreshed(table, params, grads, exp_avgs, exp_avg_sqs, extras=(steps,))
     partials, arrivals, ratios = table.workspace(2)
     table.launch(
         lamb_moments_kernel, grad_scale, partials, arrivals, ratios, 1 - beta1, log_beta(beta1), beta2, 1 - beta2,
@@ -46,7 +46,7 @@ def lamb_moments_kernel(
     COLUMNS: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Moves m and v on, and leaves |p| / |u| of every tensor in `ratios`."""
-    step = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS)
+    step = tiles.my_extra(pointers, chunks, num_tensors, COLUMNS)
     scalars = (
         tiles.optional_scale(grad_scale_ptr), tiles.f32(one_minus_beta1), tiles.f32(beta2), tiles.f32(one_minus_beta2),
         1.0 / tiles.bias_correction(step, tiles.f32(log_beta1)),
@@ -78,7 +78,7 @@ def lamb_moments(values, scalars):
     scale, one_minus_beta1, beta2, one_minus_beta2, m_scale, root_scale, eps, weight_decay = scalars
     p, g, m, v = values
     g = g * scale
-    m = m + (g - m) * one_minus_beta1
+    m = tiles.lerp(m, g, one_minus_beta1)
     v = v * beta2 + g * g * one_minus_beta2
     u = m * m_scale / (tl.sqrt(v) * root_scale + eps) + p * weight_decay
     return m, v, p * p, u * u
@@ -89,7 +89,7 @@ def lamb_apply_kernel(
     pointers, chunks, first_chunk, num_tensors, lr_ptr, ratios, log_beta1, log_beta2, eps, weight_decay,
     COLUMNS: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    step = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS)
+    step = tiles.my_extra(pointers, chunks, num_tensors, COLUMNS)
     scalars = (
         tl.load(lr_ptr).to(tl.float32) * tl.load(ratios + tiles.my_tensor(chunks)),
         1.0 / tiles.bias_correction(step, tiles.f32(log_beta1)),

@@ -38,7 +38,7 @@ def lamb_(
         p, g, m, v = computed(param, grad, exp_avg, exp_avg_sq)
         if grad_scale is not None:
             g = g * grad_scale.to(g)
-        m = m + (g - m) * (1 - beta1)
+        m = m.lerp(g, 1 - beta1)
         v = v * beta2 + g * g * (1 - beta2)
         write_((exp_avg, exp_avg_sq), (m, v))
         ratio = _ratio(p, _direction(p, m, v, step, beta1, beta2, eps, weight_decay))

@@ -45,6 +45,6 @@ def lion_kernel(
 def lion_arithmetic(values, scalars):
     scale, lr, one_minus_beta1, one_minus_beta2, decay = scalars
     p, g, m = values[0], values[1] * scale, values[2]
-    n = m + (g - m) * one_minus_beta1
+    n = tiles.lerp(m, g, one_minus_beta1)
     direction = tl.where(n > 0.0, 1.0, tl.where(n < 0.0, -1.0, n))  # 0 and NaN stay what they are
-    return p * decay - lr * direction, m + (g - m) * one_minus_beta2
+    return p * decay - lr * direction, tiles.lerp(m, g, one_minus_beta2)

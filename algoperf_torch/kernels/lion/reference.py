@@ -33,5 +33,5 @@ def lion_(
         rate = lr.to(p)
         if grad_scale is not None:
             g = g * grad_scale.to(g)
-        direction = (m + (g - m) * (1 - beta1)).sign()
-        write_((param, exp_avg), (p * (1 - rate * weight_decay) - rate * direction, m + (g - m) * (1 - beta2)))
+        direction = m.lerp(g, 1 - beta1).sign()
+        write_((param, exp_avg), (p * (1 - rate * weight_decay) - rate * direction, m.lerp(g, 1 - beta2)))

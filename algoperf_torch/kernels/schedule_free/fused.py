@@ -30,7 +30,7 @@ def schedule_free_(
 ) -> None:
     """As in `reference.py`. `table` keeps what is known of the tensors from one update to the next."""
     columns = (params, grads, zs, exp_avg_sqs) if exp_avg_sqs else (params, grads, zs)
-    table = launch.refreshed(table, *columns, scalars=(steps, weights))
+    table = launch.refreshed(table, *columns, extras=(steps, weights))
     table.launch(
         schedule_free_kernel, launch.beside(lr, params), grad_scale, beta1, beta2, 1 - beta2, log_beta(beta2), eps,
         weight_decay,
@@ -42,8 +42,8 @@ def schedule_free_kernel(
     pointers, chunks, first_chunk, num_tensors, lr_ptr, grad_scale_ptr, beta1, beta2, one_minus_beta2, log_beta2, eps,
     weight_decay, COLUMNS: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    step = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS)
-    weight = tiles.my_scalar(pointers, chunks, num_tensors, COLUMNS + 1)
+    step = tiles.my_extra(pointers, chunks, num_tensors, COLUMNS)
+    weight = tiles.my_extra(pointers, chunks, num_tensors, COLUMNS + 1)
     scalars = (
         tiles.optional_scale(grad_scale_ptr), tl.load(lr_ptr).to(tl.float32), weight,
         tiles.f32(beta1) * (1.0 - weight) - 1.0, tiles.f32(beta2), tiles.f32(one_minus_beta2),
@@ -62,7 +62,7 @@ def schedule_free_arithmetic(values, scalars):
     if len(values) == 4:
         v = values[3] * beta2 + g * g * one_minus_beta2
         d = lr * (g / (tl.sqrt(v) * root_scale + eps) + y * weight_decay)
-        return y + (z - y) * weight + d * pull, z - d, v
+        return tiles.lerp(y, z, weight) + d * pull, z - d, v
     else:
         d = lr * (g + y * weight_decay)
-        return y + (z - y) * weight + d * pull, z - d
+        return tiles.lerp(y, z, weight) + d * pull, z - d

@@ -47,4 +47,4 @@ def schedule_free_(
             write_((exp_avg_sqs[i],), (v,))
             d = g / ((v / bias_correction(step, beta2).to(y)).sqrt() + eps)
         d = (d + y * weight_decay) * rate
-        write_((param, z_state), (y + (z - y) * c + d * (beta1 * (1 - c) - 1), z - d))
+        write_((param, z_state), (y.lerp(z, c) + d * (beta1 * (1 - c) - 1), z - d))
