@@ -149,7 +149,8 @@ class TrainStream(Iterator[Batch]):
     def _fill(self) -> None:
         """The background thread."""
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # the current device is a property of the thread
+            if self._device.index is not None:
+                torch.cuda.set_device(self._device)  # the current device is a property of the thread
             self._copies = self._copies or torch.cuda.Stream(self._device)
         while True:
             with self._changed:

@@ -183,12 +183,13 @@ class TrainingContext:
 
     @torch.no_grad()
     def reinitialise_model(self, seed: int) -> None:
-        """Sets parameters and running statistics back to a fresh initialisation, in place, equal on all ranks."""
-        fresh = self.engine.build_model(seed)
-        for old, new in zip(self.model.parameters(), fresh.parameters(), strict=True):
-            old.copy_(new)
-        for old_buffer, new_buffer in zip(self.model.buffers(), fresh.buffers(), strict=True):
-            old_buffer.copy_(new_buffer)
+        """Sets parameters and running statistics back to a fresh initialisation, in place, equal on all ranks.
+
+        Switches stay as they are: the dropout rate, and whether running statistics move.
+        """
+        fresh = self.engine.build_model(seed).state_dict()  # which leaves the switches out
+        for name, old in self.model.state_dict().items():
+            old.copy_(fresh[name])
 
     def log(self, name: str, value: float | Tensor) -> None:
         """Notes a scalar of this step for `measurements.csv`; written, and read from the device, off the clock."""
