@@ -36,7 +36,7 @@ class Ranks:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
-        return tensor.tolist()  # type: ignore[no-any-return]
+        return [float(value) for value in tensor.tolist()]
 
     def sum_rows(self, rows: Tensor) -> Tensor:
         """The sum over ranks of host tensors of one shape; exact where at most one rank holds a nonzero entry."""

@@ -100,12 +100,6 @@ class Trial:
 
         Raises what the submission raised, wrapped in `SubmissionError`; `DivergedError`; `Preempted`.
         """
-        try:
-            return self._loop()
-        finally:
-            self.stream.close()
-
-    def _loop(self) -> Status:
         context, algorithm, stream = self.context, self.algorithm, self.stream
         select_batch, training_step, beat = algorithm.select_batch, algorithm.training_step, self._beat
         step = self.state.step
@@ -162,8 +156,11 @@ class Trial:
             self._call("resume_training", self.algorithm.resume_training)
             self._stop_clock(step)
         self._save(step, row, ended=ended)
-        if row is not None and rules.protocol.end_on_divergence and math.isnan(row[self._validation_metric]):
-            raise DivergedError(f"{self._validation_metric} is not a number after step {step}.")
+        if row is not None and rules.protocol.end_on_divergence:
+            if math.isnan(row[self._validation_metric]):
+                raise DivergedError(f"{self._validation_metric} is not a number after step {step}.")
+            if not self.guards.weights_are_finite:  # an accuracy stays a number, whatever the weights
+                raise DivergedError(f"Weights are not finite after step {step}.")
         if ended:
             return Status.REACHED if state.validation_step is not None else Status.BUDGET_EXHAUSTED
         if stopping:
