@@ -214,6 +214,7 @@ class Guards:
         self._disk_read = disk_read_bytes()
         self._spins = os.environ.get("OMP_WAIT_POLICY", "").lower() == "active" or "GOMP_SPINCOUNT" in os.environ
         self.flags: list[Flag] = []
+        self.weights_are_finite = True  # at the last evaluation, on this rank
 
     # ---------------------------------------------------------------- set-up
 
@@ -491,7 +492,9 @@ class Guards:
         """Digests weights and state. To be called when the harness itself has done with both."""
         weights = probes.digest(probes.learned(self._model)) if self._on("weights_digest") else {}
         state = probes.digest(probes.flatten(self._algorithm.state_dict())) if self._on("state_digest") else {}
-        if self._on("finite") and (names := self._not_finite()):
+        names = self._not_finite() if self._on("finite") else []
+        self.weights_are_finite = not names
+        if names:
             self._flag("finite", f"not finite: {_some(names)}", step, "warn")
         self._standing = _Standing(
             weights=weights,

@@ -7,6 +7,7 @@ import json
 import os
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from algoperf_torch.errors import AlgoPerfError
 from algoperf_torch.runner import clock, evaluate, execute, hardware
 from algoperf_torch.runner.options import RunOptions
-from algoperf_torch.runner.validity import GUARDS, Guards, Limits
+from algoperf_torch.runner.validity import Guards, Limits
 from algoperf_torch.workloads.digits.workload import DigitsWorkload
 
 HONEST = """
@@ -35,7 +36,7 @@ class Submission(OptimizerAlgorithm):
 NOISE = frozenset({"step_time", "calibration", "data_stall"})
 
 # Where submissions of these tests leave traces that the next test must not see.
-PATCHED = (clock, evaluate, hardware, torch.cuda, torch.nn.functional, DigitsWorkload)
+PATCHED = (clock, clock.WallClock, evaluate, hardware, torch.cuda, torch.nn.functional, DigitsWorkload)
 
 
 @dataclass(frozen=True)
@@ -62,35 +63,34 @@ class Outcome:
 Attack = Callable[..., Outcome]
 
 
+@contextmanager
+def traces_removed() -> Iterator[None]:
+    """Puts back what a submission has replaced or switched."""
+    names = {owner: dict(vars(owner)) for owner in PATCHED}
+    threads, dtype, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    variables = dict(os.environ)
+    yield
+    for owner, before in names.items():
+        for name in [name for name in vars(owner) if name not in before]:
+            delattr(owner, name)
+        for name, value in before.items():
+            if vars(owner)[name] is not value:
+                setattr(owner, name, value)
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision(precision)
+    for name in set(os.environ) - set(variables):
+        del os.environ[name]
+
+
 @pytest.fixture
-def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
+def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
     """`attack(code, disabled=(), limits=None, **options)`: runs `HONEST` with `code` added to the class's body."""
-    modules = {module: dict(vars(module)) for module in PATCHED}
-    process = (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        dict(os.environ),
-    )
     numbers = iter(range(1000))
     evaluation_file = tmp_path / "validation.bin"
     evaluation_file.write_bytes(bytes(4096))
     monkeypatch.setattr(DigitsWorkload, "evaluation_files", lambda self: [evaluation_file])
     monkeypatch.setenv("EVALUATION_FILE", str(evaluation_file))
-    modules[DigitsWorkload] = dict(vars(DigitsWorkload))
-
-    def restore() -> None:
-        for module, before in modules.items():
-            for name in [name for name in vars(module) if name not in before]:
-                delattr(module, name)
-            for name, value in before.items():
-                if vars(module)[name] is not value:
-                    setattr(module, name, value)
-        torch.set_num_threads(process[0])
-        torch.set_default_dtype(process[1])
-        torch.set_float32_matmul_precision(process[2])
-        for name in set(os.environ) - set(process[3]):
-            del os.environ[name]
 
     def run(
         code: str = "",
@@ -113,16 +113,13 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
             "max_steps": 4,
         }
         choices = RunOptions(**{**given, "out": tmp_path / f"runs_{number}", "checkpoint": False, **options})
-        try:
-            exit_code, error = execute.execute(choices), None
-        except AlgoPerfError as caught:
-            exit_code, error = caught.exit_code, caught
-        finally:
-            restore()
+        with traces_removed():
+            try:
+                exit_code, error = execute.execute(choices), None
+            except AlgoPerfError as caught:
+                exit_code, error = caught.exit_code, caught
         found = list(choices.out.rglob("trial.json"))
         summary = json.loads(found[0].read_text()) if found else {}
         return Outcome(exit_code, summary, found[0].parent if found else None, error)
 
-    yield run
-    restore()
-    assert not NOISE - set(GUARDS)
+    return run

@@ -233,16 +233,6 @@ ATTACKS: dict[str, tuple[str, str, dict[str, str]]] = {
         "",
         {"environment": "warn"},
     ),
-    "[24] weights that are not finite": (
-        """
-        def training_step(self, batch):
-            super().training_step(batch)
-            with torch.no_grad():
-                self.model.hidden.bias[0] = float("inf")
-        """,
-        "",
-        {"finite": "warn"},
-    ),
 }
 
 
