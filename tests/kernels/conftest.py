@@ -17,6 +17,7 @@ def mend_interpreter() -> None:
     from triton.runtime import interpreter
 
     patch_tensor, convert_float = interpreter._patch_lang_tensor, interpreter._convert_float
+    dot = interpreter.InterpreterBuilder.create_dot
     patched_globals: set[int] = set()
 
     def patch_tensor_for_numpy_2_4(tensor, scope):
@@ -34,6 +35,11 @@ def mend_interpreter() -> None:
             return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
         return convert_float(data, source, target, rounding_mode)
 
+    def dot_of_bfloat16(builder, a, b, *args):
+        """bfloat16 is held as 16-bit integers, and would be multiplied as such."""
+        a, b = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(builder, a, b, *args)
+
     def call_without_patching_again(self, *args, **kwargs):
         """A kernel patches triton.language once for all functions that it calls, not at each call (5 ms)."""
         namespace = self.fn.__globals__
@@ -44,6 +50,7 @@ def mend_interpreter() -> None:
 
     interpreter._patch_lang_tensor = patch_tensor_for_numpy_2_4
     interpreter._convert_float = round_to_nearest
+    interpreter.InterpreterBuilder.create_dot = dot_of_bfloat16
     # A device divides by zero without a warning, as it must in lanes that are masked.
     interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(interpreter.GridExecutor.__call__)
     interpreter.InterpretedFunction.__call__ = call_without_patching_again
@@ -68,7 +75,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 GUARD = 16  # elements of NaN before and after every tensor
-SCALAR_LISTS = ("steps", "weights")
+SCALAR_LISTS = ("steps", "weights", "factors")
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 1e-6}}
 
 
