@@ -74,6 +74,7 @@ class PartWriter:
         self._name = f"{job.split.value}/{job.name}"
         self._files: dict[str, _ArrayFile] = {}
         self._lengths: dict[str, list[Array]] = {}
+        self._flat: set[str] = set()
 
     def append(self, array: str, rows: Array) -> None:
         """Appends rows [n, ...]; dtype and the shape of a row are those of the first call."""
@@ -85,6 +86,11 @@ class PartWriter:
             raise ValueError(f"{array}: lengths add up to {int(lengths.sum())}, there are {len(values)} values.")
         self._file(array, values).append(values)
         self._lengths.setdefault(array, []).append(np.asarray(lengths, dtype=np.int64))
+
+    def append_flat(self, array: str, values: Array) -> None:
+        """Appends rows of an array that does not go by examples, such as one beside the values of a ragged one."""
+        self._file(array, values).append(values)
+        self._flat.add(array)
 
     def _file(self, array: str, rows: Array) -> _ArrayFile:
         if array not in self._files:
@@ -98,10 +104,9 @@ class PartWriter:
         for array, lengths in self._lengths.items():
             offsets = np.concatenate([np.zeros(1, dtype=np.int64), *lengths]).cumsum()
             self.append(f"{array}_offsets", offsets)
+        others = self._flat | self._lengths.keys()
         counts = {
-            name: file.length - name.endswith("_offsets")
-            for name, file in self._files.items()
-            if name not in self._lengths
+            name: file.length - name.endswith("_offsets") for name, file in self._files.items() if name not in others
         }
         examples = max(counts.values(), default=0)
         if examples == 0:

@@ -67,6 +67,7 @@ def execute(options: RunOptions) -> int:
     version = load_version(options.version)
     version.terms(options.workload)
     workload = build_workload(options.workload, options.data_dir, model_scale=options.model_scale)
+    workload.reference_devices = version.protocol.batch_norm_groups
     stop = StopRequest()
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     ranks = distributed.join(options.device)

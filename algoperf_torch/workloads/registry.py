@@ -36,6 +36,10 @@ WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module
     "librispeech_deepspeech_norm_and_spec_aug": "librispeech",
     "librispeech_deepspeech_tanh": "librispeech",
     "mnist": "mnist",
+    "ogbg": "ogbg",
+    "ogbg_gelu": "ogbg",
+    "ogbg_model_size": "ogbg",
+    "ogbg_silu": "ogbg",
 }
 
 

@@ -54,7 +54,7 @@ def prepared(tmp_path_factory) -> Callable[[str], Path]:
     return prepare
 
 
-SYNTH_EXAMPLES = {"criteo1tb": 4_600, "fastmri": 12, "librispeech": 24}
+SYNTH_EXAMPLES = {"criteo1tb": 4_600, "fastmri": 12, "librispeech": 24, "ogbg": 600}
 
 
 def sorted_norms(tensors) -> np.ndarray:
@@ -69,7 +69,7 @@ def check_gradients() -> Callable:
     def check(model, loss, golden, prefix: str = "", tolerance: float = 1e-4) -> None:
         mean = loss.summed / loss.n_valid
         mean.backward()
-        assert float(mean) == pytest.approx(float(golden[f"{prefix}grad_loss"]), rel=1e-5)
+        assert float(mean.detach()) == pytest.approx(float(golden[f"{prefix}grad_loss"]), rel=1e-5)
         expected = golden[f"{prefix}grad_norms"]
         found = sorted_norms(p.grad for p in model.parameters())
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-7 * expected.max())
@@ -82,18 +82,23 @@ def check_initialisation() -> Callable:
     """Compares standard deviation, mean and extremes of every tensor with golden ones, as far as two draws can agree."""
 
     def check(model, golden) -> None:
-        rows = [(tuple(p.shape), float(p.std(correction=0)), p.detach()) for p in model.parameters()]
-        rows.sort(key=lambda row: row[:2])
-        stored = golden["init_std_mean_min_max"]
-        assert len(rows) == len(stored)
-        for (shape, std, tensor), (std_0, mean_0, low_0, high_0) in zip(rows, stored, strict=True):
+        tensors = [p.detach() for p in model.parameters()]
+        rows = sorted(
+            (tuple(t.shape), float(t.std(correction=0)), float(t.mean()), place) for place, t in enumerate(tensors)
+        )
+        # Constants of one shape all have the deviation 0: their order is that of their values.
+        stored = sorted(
+            (row[0], *values) for row, values in zip(rows, golden["init_std_mean_min_max"].tolist(), strict=True)
+        )
+        for (shape, std, mean, place), (_, std_0, mean_0, low_0, high_0) in zip(rows, stored, strict=True):
+            tensor = tensors[place]
             error = 7 / tensor.numel() ** 0.5  # seven standard errors
             if tensor.numel() == 1 and std_0 == 0:
                 continue  # one draw says nothing of a distribution; `constant` parameters are tested on their own
             assert abs(std - std_0) <= error * std_0, shape
-            assert abs(float(tensor.mean()) - mean_0) <= 2 * error * std_0 + 1e-12, shape
+            assert abs(mean - mean_0) <= 2 * error * std_0 + 1e-12, shape
             if tensor.numel() >= 1000:
-                assert float(tensor.min()) == pytest.approx(low_0, rel=0.25, abs=float(1e-3 * std_0)), shape
+                assert float(tensor.min()) == pytest.approx(low_0, rel=0.25, abs=1e-3 * std_0), shape
                 assert float(tensor.max()) == pytest.approx(high_0, rel=0.25), shape
 
     return check

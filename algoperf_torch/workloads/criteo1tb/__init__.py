@@ -18,6 +18,8 @@ _BASE = WorkloadSpec(
     batch_size=262_144,
     eval_batch_size=8_192,
     num_parameters=539_267_457,
+    task="click prediction",
+    model="DLRM-small",
 )
 
 SPECS = {
