@@ -27,10 +27,21 @@ class Browser:
             os.dup2(first, 3)
             os.dup2(second, 4)
 
-        command = [binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+        command = [
+            binary,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--remote-debugging-pipe",
+        ]
         command += [f"--user-data-dir={profile}", "--hide-scrollbars", "--force-color-profile=srgb", "about:blank"]
         self._process = subprocess.Popen(
-            command, preexec_fn=place, pass_fds=(3, 4, from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            preexec_fn=place,
+            pass_fds=(3, 4, from_us, to_us),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(from_us)
         os.close(to_us)
@@ -65,7 +76,11 @@ class Browser:
     def open(self, path, *, width=1280, height=900, dark=False, phone=False):
         self.events.clear()
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
         )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
@@ -91,10 +106,11 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
     def key(self, key):
-        text = {"Enter": "\r", " ": " "}.get(key, key if len(key) == 1 else "")
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        code = {"Enter": 13, "Tab": 9, "ArrowRight": 39, "Escape": 27}.get(key, 0)
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text if kind == "keyDown" else "",
-                      windowsVirtualKeyCode={"Enter": 13, "Tab": 9, "ArrowRight": 39, "ArrowLeft": 37, "Escape": 27}.get(key, 0))  # fmt: skip
+            typed = text if kind == "keyDown" else ""
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=typed, windowsVirtualKeyCode=code)
 
     def screenshot(self, path, *, full=False):
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)["data"]
@@ -106,11 +122,18 @@ class Browser:
         found = []
         for event in self.events:
             params = event.get("params", {})
-            if event.get("method") == "Runtime.exceptionThrown" or (
-                event.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert")
-            ) or (event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error"):
+            if (
+                event.get("method") == "Runtime.exceptionThrown"
+                or (
+                    event.get("method") == "Runtime.consoleAPICalled"
+                    and params["type"] in ("error", "warning", "assert")
+                )
+                or (event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error")
+            ):
                 found.append(params)
-            if event.get("method") == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:")):
+            if event.get("method") == "Network.requestWillBeSent" and not params["request"]["url"].startswith(
+                ("file:", "data:")
+            ):
                 found.append(params["request"]["url"])
         return found
 
