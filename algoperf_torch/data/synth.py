@@ -15,7 +15,7 @@ from algoperf_torch.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class SynthOptions:
-    """Writes generated data with learnable content. Results on them are marked as synthetic."""
+    """Writes generated data with learnable content. Results on them are no results of the benchmark."""
 
     dataset: tyro.conf.Positional[str]
     """Name of the dataset, such as mnist."""

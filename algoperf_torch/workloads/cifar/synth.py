@@ -37,6 +37,6 @@ def draw(colours: NDArray[np.float64], labels: NDArray[np.int64], random: np.ran
     bright = 0.5 + 0.5 * np.sin(2 * np.pi * along / period[:, None, None] + phase[:, None, None])
     mixed = colours[labels][..., None, None]  # [n, 2, 3, 1, 1]
     images = mixed[:, 0] + (mixed[:, 1] - mixed[:, 0]) * bright[:, None]
-    images = images + random.normal(0, 0.1, size=images.shape)
+    images = images + random.normal(0, 0.2, size=images.shape)
     pixels: NDArray[np.uint8] = (255 * images.clip(0, 1)).astype(np.uint8)
     return pixels.reshape(len(labels), PIXELS)

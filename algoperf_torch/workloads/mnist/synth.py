@@ -11,7 +11,7 @@ from algoperf_torch.spec import Split
 from algoperf_torch.workloads.mnist.data import NUM_CLASSES, SIDE, TEST, TRAIN, write_idx
 
 DEFAULT_EXAMPLES = 4_096
-SHIFT = 2  # pixels, in every direction
+SHIFT = 3  # pixels, in every direction
 
 
 def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
@@ -49,6 +49,6 @@ def draw(strokes: NDArray[np.float64], labels: NDArray[np.int64], random: np.ran
     span = np.arange(SIDE)
     rows, columns = offsets[:, :1] + span, offsets[:, 1:] + span
     images = strokes[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
-    images = images * random.uniform(0.6, 1.0, size=(len(labels), 1, 1)) + random.normal(0, 0.08, size=images.shape)
+    images = images * random.uniform(0.6, 1.0, size=(len(labels), 1, 1)) + random.normal(0, 0.25, size=images.shape)
     pixels: NDArray[np.uint8] = (255 * images.clip(0, 1)).astype(np.uint8)
     return pixels
