@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -8,6 +11,9 @@ from algoperf_torch.workloads.losses import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
+from algoperf_torch.workloads.metrics import accuracy_row
+
+METRIC_VECTORS = Path(__file__).parents[1] / "data" / "golden" / "metrics-vision.npz"
 
 
 def logits(*shape, seed=0):
@@ -96,3 +102,39 @@ def test_losses_compile_in_one_graph(smoothing):
     compiled = torch.compile(total, fullgraph=True, backend="aot_eager")(*arguments)
     for ours, eager in zip(compiled, total(*arguments), strict=True):
         torch.testing.assert_close(ours, eager)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    with np.load(METRIC_VECTORS, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays if name.startswith(("ce_", "l1_"))}
+
+
+@pytest.mark.parametrize("masked", ["unmasked", "masked"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_golden_softmax_cross_entropy(vectors, kind, smoothing, masked):
+    weights = vectors["ce_mask"] if masked == "masked" else None
+    loss = softmax_cross_entropy(vectors["ce_logits"], vectors[f"ce_{kind}"], weights, smoothing)
+    stored = f"ce_{kind}_smoothing_{smoothing}_{masked}"
+    torch.testing.assert_close(loss.per_example, vectors[f"{stored}_per_example"], rtol=1e-5, atol=1e-6)
+    summed, n_valid = vectors[f"{stored}_summed_nvalid"].tolist()
+    assert loss.summed.item() == pytest.approx(summed, rel=1e-5)
+    assert loss.n_valid.item() == n_valid
+
+
+def test_golden_accuracy_sums(vectors):
+    z, labels, mask = vectors["ce_logits"], vectors["ce_hard"], vectors["ce_mask"]
+    row = accuracy_row(z, labels, mask, softmax_cross_entropy(z, labels, mask))
+    torch.testing.assert_close(row[:2], vectors["ce_eval_sums"].double(), rtol=1e-5, atol=0)
+
+
+def test_golden_mean_absolute_error(vectors):
+    with np.load(METRIC_VECTORS, allow_pickle=False) as arrays:
+        outputs, targets = torch.from_numpy(arrays["ssim_a"]), torch.from_numpy(arrays["ssim_b"])
+    loss = mean_absolute_error(outputs, targets, vectors["l1_mask"])
+    torch.testing.assert_close(loss.per_example, vectors["l1_per_example"], rtol=1e-5, atol=1e-7)
+    assert loss.summed.item() == pytest.approx(vectors["l1_summed"].item(), rel=1e-5)
+    assert loss.n_valid.item() == vectors["l1_n_valid"].item()
+    unmasked = mean_absolute_error(outputs, targets).per_example
+    torch.testing.assert_close(unmasked, vectors["l1_per_example_unmasked"], rtol=1e-5, atol=1e-7)
