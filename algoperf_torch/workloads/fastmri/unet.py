@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from algoperf_torch.workloads.layers import ACTIVATIONS, Dropout, truncated_normal_
+from algoperf_torch.workloads.roles import mark_output
 
 
 class InstanceNorm(nn.Module):
@@ -77,7 +78,7 @@ class UNet(nn.Module):
         self.bottleneck = block(widths[-2], widths[-1])
         self.upsample = nn.ModuleList(UpBlock(2 * width, width, activation) for width in reversed(widths[:-1]))
         self.up = nn.ModuleList(block(2 * width, width) for width in reversed(widths[:-1]))
-        self.output = nn.Conv2d(channels, 1, 1)
+        self.output = mark_output(nn.Conv2d(channels, 1, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 truncated_normal_(module.weight)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from algoperf_torch.workloads.layers import ACTIVATIONS, BatchNorm, truncated_normal_
+from algoperf_torch.workloads.roles import mark_output
 
 EXPANSION = 4  # outer width of a bottleneck over its inner width
 
@@ -64,7 +65,7 @@ class ResNet(nn.Module):
                 blocks.append(Bottleneck(channels, inner, stride, activation, project=block == 0))
                 channels = EXPANSION * inner
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels, num_classes)
+        self.head = mark_output(nn.Linear(channels, num_classes))
         self._initialise(last_norm_scale)
 
     def _initialise(self, last_norm_scale: float) -> None:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algoperf_torch.spec import ParamRole
 from algoperf_torch.workloads.layers import Dropout, truncated_normal_
+from algoperf_torch.workloads.roles import mark_output, mark_roles
 
 LAYER_NORM_EPS = 1e-6
 
@@ -28,6 +30,11 @@ def linear(in_features: int, out_features: int, bias_std: float = 0.0) -> nn.Lin
     return layer
 
 
+def projection(in_features: int, out_features: int, role: ParamRole, bias_std: float = 0.0) -> nn.Linear:
+    """A linear layer of an attention module."""
+    return mark_roles(linear(in_features, out_features, bias_std), weight=role, bias=ParamRole.ATTENTION_BIAS)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: Dropout) -> Tensor:
     """Attention of query [batch, n, dim] over key and value [batch, m, dim]; heads are contiguous parts of dim."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
@@ -43,7 +50,10 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value, self.out = (linear(dim, dim) for _ in range(4))
+        self.query = projection(dim, dim, ParamRole.ATTENTION_Q)
+        self.key = projection(dim, dim, ParamRole.ATTENTION_K)
+        self.value = projection(dim, dim, ParamRole.ATTENTION_V)
+        self.out = projection(dim, dim, ParamRole.ATTENTION_OUT)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +105,9 @@ class AttentionPool(nn.Module):
         self.num_heads = num_heads
         self.probe = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.uniform_(self.probe, -((6 / (2 * dim)) ** 0.5), (6 / (2 * dim)) ** 0.5)
-        self.query, self.key_value, self.out = (linear(dim, width, 1e-6) for width in (dim, 2 * dim, dim))
+        self.query = projection(dim, dim, ParamRole.ATTENTION_Q, bias_std=1e-6)
+        self.key_value = projection(dim, 2 * dim, ParamRole.ATTENTION_KV, bias_std=1e-6)
+        self.out = projection(dim, dim, ParamRole.ATTENTION_OUT, bias_std=1e-6)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = MLP(dim, hidden, dropout)
         self.dropout = Dropout(dropout)
@@ -145,7 +157,7 @@ class ViT(nn.Module):
         )
         self.norm = nn.Identity() if post_norm else nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.pool = AttentionPool(dim, hidden, num_heads, dropout) if attention_pool else None
-        self.pre_logits, self.head = nn.Linear(dim, dim), nn.Linear(dim, num_classes)
+        self.pre_logits, self.head = nn.Linear(dim, dim), mark_output(nn.Linear(dim, num_classes))
         for layer in (self.patches, self.pre_logits):
             truncated_normal_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
