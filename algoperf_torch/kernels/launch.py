@@ -305,6 +305,19 @@ def refreshed(
     return table
 
 
+_addresses: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+
+
+def addresses(tensors: Sequence[Tensor]) -> Tensor:
+    """int64 [tensors]: their addresses, on their device; kept for the next call with the same ones."""
+    key = (tensors[0].get_device(), *map(_data_ptr, tensors))
+    held = _addresses.pop(key, None)
+    _addresses[key] = torch.tensor(key[1:], device=tensors[0].device) if held is None else held
+    while len(_addresses) > _CACHED_TABLES:
+        _addresses.popitem(last=False)
+    return _addresses[key]
+
+
 def beside(value: Tensor | float, like: Sequence[Tensor]) -> Tensor:
     """A 0-d tensor beside the tensors of `like`: the value itself if it is one already."""
     device = like[0].device if like else torch.device("cpu")
