@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import math
 import os
 import re
 from collections import Counter
@@ -32,6 +31,7 @@ SECONDS = "score"  # column of submission time; `accumulated_submission_time` is
 _STUDY = re.compile(r"study_(\d+)")
 _WORKLOAD = re.compile(r"(.+)_(jax|pytorch)")
 _TRIAL = re.compile(r"trial_(\d+)")
+_SET_ASIDE = re.compile(r"void_\d+_trial_\d+")
 _TIMESTAMP = re.compile(r"(.+?)-\d{4}-\d\d-\d\d-\d\d-\d\d-\d\d")
 _UNFINISHED = frozenset({"running", "preempted", "data_error", "harness_error"})  # says nothing about the algorithm
 STATUSES = _UNFINISHED | {"reached", "budget_exhausted", "diverged", "submission_error", "out_of_memory"}
@@ -73,7 +73,6 @@ class TrialRecord:
     conditions: tuple[
         tuple[str, str], ...
     ] = ()  # what must be equal for a ranking: hardware, version, compile policy, ...
-    budget_seconds: float | None = None
     seed: int | None = None
     void: bool = False
     flags: tuple[Flag, ...] = ()
@@ -287,6 +286,9 @@ class _Reader:
             for trial_name in self._list(workload_path)[0]:
                 path = f"{workload_path}/{trial_name}"
                 trial = _TRIAL.match(trial_name)
+                if _SET_ASIDE.fullmatch(trial_name):
+                    self._note(path, "ignored: a void trial that was set aside to be run again", Severity.NOTE)
+                    continue
                 if trial is None:
                     self._note(path, "ignored: not named trial_<i>", Severity.IRREGULAR)
                     continue
@@ -445,7 +447,6 @@ def _own_record(content: Mapping[str, Any]) -> TrialRecord:
         status=status,
         ruleset=_entry(content, "ruleset", str),
         conditions=tuple((name, value) for name, value in conditions.items() if value is not None),
-        budget_seconds=_number(content, "budget_seconds"),
         seed=seed if isinstance(seed, int) else None,
         void=_entry(content, "void", bool) or False,
         flags=tuple(_flags(_entry(content, "validity", dict) or {})),
@@ -483,12 +484,3 @@ def _entry(content: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     if value is not None and not isinstance(value, kind):
         raise LogError(f"entry {key!r} is {str(value)[:40]!r}, not a {kind.__name__}")
     return value
-
-
-def _number(content: Mapping[str, Any], key: str) -> float | None:
-    value = content.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise LogError(f"entry {key!r} is {str(value)[:40]!r}, not a number")
-    return float(value)

@@ -16,7 +16,7 @@ import numpy as np
 from algoperf_torch.errors import UsageError
 from algoperf_torch.scoring import profile
 from algoperf_torch.scoring.score import ScoreResult
-from algoperf_torch.scoring.times import first_hit
+from algoperf_torch.scoring.times import Rule, first_hit
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
@@ -91,7 +91,7 @@ def _summary(result: ScoreResult, submission: str) -> Iterator[list[object]]:
         for trial in trials:
             assert trial.evaluations is not None
             values = trial.evaluations.get(f"validation/{terms.metric}")
-            hit = first_hit(values, terms.validation)
+            hit = first_hit(values, terms.validation, strict=result.rule is Rule.DOCUMENTED)
             best = best_row(values, higher_is_better=terms.validation.higher_is_better)
             yield [
                 workload, trial.study, trial.number, terms.metric, terms.validation_target, hit is not None,

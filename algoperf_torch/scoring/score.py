@@ -22,7 +22,7 @@ from algoperf_torch.scoring.cache import TableCache, open_cache
 from algoperf_torch.scoring.logs import Flag, Logs, Problem, Severity, read_logs
 from algoperf_torch.scoring.table import Floats, as_old_pandas
 from algoperf_torch.scoring.times import Rule, StudyResult, StudyTimes, median_over_studies, study_times
-from algoperf_torch.spec import Ruleset
+from algoperf_torch.spec import Ruleset, Target
 from algoperf_torch.versions import BenchmarkVersion, load_version
 
 
@@ -282,7 +282,6 @@ def score_logs(
         for each in Rule
     }
     standing = standings[rule]
-    logs = Logs(logs.trials, (*logs.problems, *_exact_hits(standings[Rule.OFFICIAL].studies, version)), logs.roots)
     samples = None
     if bootstrap and np.max(np.sum(~np.isnan(standing.studies.seconds), axis=-1), initial=0) > 1:
         samples = statistics.bootstrap_scores(standing.studies.seconds, standing.credits, replicates=bootstrap)
@@ -304,7 +303,7 @@ def score_logs(
         bootstrap=samples,
         reference=reference,
         speedups=speedups,
-        differences=tuple(_differences(standings[Rule.OFFICIAL], standings[Rule.DOCUMENTED])),
+        differences=tuple(_differences(standings[Rule.OFFICIAL], standings[Rule.DOCUMENTED], version)),
         flags=_flags(logs),
         incomplete=_incomplete(standings[Rule.DOCUMENTED].studies),
         warnings=tuple(warnings),
@@ -312,11 +311,16 @@ def score_logs(
 
 
 def censoring_budgets(logs: Logs, version: BenchmarkVersion, ruleset: Ruleset, workloads: Sequence[str]) -> Floats:
-    """Seconds per workload that a target not reached is charged with: the budget that the runs had."""
-    own: dict[str, float] = defaultdict(float)
-    for trial in logs.trials:
-        own[trial.workload] = max(own[trial.workload], trial.record.budget_seconds or 0.0)
-    return np.array([own[name] or version.budget_seconds(name, ruleset) for name in workloads])
+    """Seconds per workload that a target not reached is charged with: the budget.
+
+    Outside official versions runs may have had a budget of their own; then at least as long as any of them trained.
+    """
+    budgets = {name: version.budget_seconds(name, ruleset) for name in workloads}
+    if not version.official:
+        for trial in logs.trials:
+            if trial.workload in budgets and len(trial.seconds):
+                budgets[trial.workload] = max(budgets[trial.workload], float(trial.seconds[-1]))
+    return np.array([budgets[name] for name in workloads])
 
 
 # ---------------------------------------------------------------- what is scored, and whether it may be
@@ -461,19 +465,6 @@ def _flags(logs: Logs) -> dict[tuple[str, str], Mapping[Flag, int]]:
     return {key: dict(flags) for key, flags in found.items() if flags}
 
 
-def _exact_hits(studies: StudyTimes, version: BenchmarkVersion) -> Iterator[Problem]:
-    """Our trials that end exactly on the target: scorers count that as reached, the harness does not."""
-    for (_, workload, _), result in studies.results.items():
-        trial = result.trial
-        if trial is None or trial.record.status in (None, "reached") or trial.evaluations is None or result.row is None:
-            continue
-        target = version.terms(workload).validation
-        if trial.evaluations.get(f"validation/{target.metric}")[result.row] == target.value:
-            ended = f"although it ended as {trial.record.status}"
-            message = f"its {target.metric} equals the target, which counts as reached, {ended}"
-            yield Problem(str(trial.path), message, Severity.IRREGULAR)
-
-
 def _incomplete(documented: StudyTimes) -> dict[tuple[str, str], tuple[str, ...]]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (submission, workload, study), result in documented.results.items():
@@ -482,14 +473,14 @@ def _incomplete(documented: StudyTimes) -> dict[tuple[str, str], tuple[str, ...]
     return {key: tuple(reasons) for key, reasons in found.items()}
 
 
-def _differences(official: Standing, documented: Standing) -> Iterator[Difference]:
+def _differences(official: Standing, documented: Standing, version: BenchmarkVersion) -> Iterator[Difference]:
     for s, submission in enumerate(official.studies.submissions):
         for w, workload in enumerate(official.studies.workloads):
             times = float(official.times[s, w]), float(documented.times[s, w])
             reasons: dict[str, list[str]] = defaultdict(list)
             for study in sorted({*official.studies.studies, *documented.studies.studies}):
-                pair = (rule.studies.results.get((submission, workload, study)) for rule in (official, documented))
-                if why := _why_different(*pair):
+                results = [rule.studies.results.get((submission, workload, study)) for rule in (official, documented)]
+                if why := _why_different(results[0], results[1], version.terms(workload).validation):
                     reasons[why].append(str(study))
             if reasons and not _same(*times):
                 told = "; ".join(
@@ -506,7 +497,7 @@ def _same(a: float, b: float) -> bool:
     return (math.isnan(a) and math.isnan(b)) or a == b or math.isclose(a, b, rel_tol=1e-12)
 
 
-def _why_different(official: StudyResult | None, documented: StudyResult | None) -> str | None:
+def _why_different(official: StudyResult | None, documented: StudyResult | None, target: Target) -> str | None:
     if official is None or documented is None:
         return "beyond the version's number of studies, counted by the official rule only" if official else "no trials"
     if _same(official.seconds, documented.seconds):
@@ -517,6 +508,8 @@ def _why_different(official: StudyResult | None, documented: StudyResult | None)
         return f"{official.why}, so the official rule does not count it; documented: target not reached"
     if documented.why and documented.trial is not official.trial:
         return documented.why
+    if _ends_on_target(official, target):
+        return f"the {target.metric} equals the target, which is enough for the official rule only"
     if official.trial is None or documented.trial is None or official.row is None or documented.row is None:
         return "the target was reached beyond the budget"
     return (
@@ -524,6 +517,12 @@ def _why_different(official: StudyResult | None, documented: StudyResult | None)
         f"({official.seconds:.0f} s); trial {documented.trial.number} was faster ({documented.seconds:.0f} s, "
         f"evaluation {documented.row + 1})"
     )
+
+
+def _ends_on_target(result: StudyResult, target: Target) -> bool:
+    if result.trial is None or result.trial.evaluations is None or result.row is None:
+        return False
+    return bool(result.trial.evaluations.get(f"validation/{target.metric}")[result.row] == target.value)
 
 
 def to_json(result: ScoreResult) -> dict[str, Any]:

@@ -50,9 +50,10 @@ class StudyTimes:
     results: dict[tuple[str, str, int], StudyResult]
 
 
-def first_hit(values: Floats, target: Target) -> int | None:
-    """Index of the first value that is at least as good as the target; NaN never is."""
-    hits = np.flatnonzero(values >= target.value if target.higher_is_better else values <= target.value)
+def first_hit(values: Floats, target: Target, *, strict: bool = False) -> int | None:
+    """Index of the first value that is at least as good as the target, or, if `strict`, better; NaN never is."""
+    better = values > target.value if target.higher_is_better else values < target.value
+    hits = np.flatnonzero(better if strict else better | (values == target.value))
     return int(hits[0]) if hits.size else None
 
 
@@ -96,7 +97,9 @@ def official_study_result(trials: Sequence[Trial], target: Target, prefix: str =
 def documented_study_result(
     trials: Sequence[Trial], target: Target, budget_seconds: float | None, prefix: str = "validation"
 ) -> StudyResult:
-    """The smallest time of all trials; no result where a trial is void, unfinished or damaged.
+    """The smallest time of all trials at which the metric is better than the target, as the harness tests it.
+
+    No result where a trial is void, unfinished or damaged.
 
     Args:
         budget_seconds: a hit at or beyond this time does not count; None: no limit.
@@ -112,10 +115,9 @@ def documented_study_result(
         if trial.evaluations is None:
             continue
         values, seconds = trial.evaluations.get(f"{prefix}/{target.metric}"), trial.seconds
-        limit = min(budget_seconds or math.inf, trial.record.budget_seconds or math.inf)
-        if np.any(late := seconds >= limit):
+        if budget_seconds is not None and np.any(late := seconds >= budget_seconds):
             values = np.where(late, np.nan, values)
-        row = first_hit(values, target)
+        row = first_hit(values, target, strict=True)
         if row is not None and (best is None or seconds[row] < best[0]):
             best = float(seconds[row]), row, trial
     if best is None:

@@ -75,8 +75,8 @@ def write_reached():
 
     def write(root, submission, study, workload, trial, at, version="local", **more):
         target = load_version(version).terms(workload).validation
-        bad = target.value * (0.5 if target.higher_is_better else 2.0)
-        last = target.value if math.isfinite(at) else bad
+        bad, good = (target.value * (factor if target.higher_is_better else 1 / factor) for factor in (0.5, 1.001))
+        last = good if math.isfinite(at) else bad
         end = at if math.isfinite(at) else 50.0
         return _write_trial(
             root, submission, study, workload, trial,

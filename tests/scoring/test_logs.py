@@ -68,6 +68,15 @@ class TestLayout:
         assert score_runs([tmp_path], "local", rule="official").times["alpha"]["digits"] == 5.0
         assert score_runs([tmp_path], "local", rule="documented").times["alpha"]["digits"] == 20.0
 
+    def test_void_trials_that_were_set_aside_are_ignored(self, tmp_path, write_reached):
+        write_reached(tmp_path, "alpha", 0, "digits", 1, 20.0)
+        aside = tmp_path / "alpha" / "study_0" / "digits_pytorch" / "void_1_trial_1"
+        aside.mkdir()
+        (aside / "eval_measurements.csv").write_text(GOOD)
+        logs = read_logs([tmp_path])
+        assert len(logs.trials) == 1
+        assert not of(logs, Severity.IRREGULAR)
+
     def test_copies_are_reported(self, tmp_path, write_trial):
         write_trial(tmp_path, files={"eval_measurements.csv": GOOD})
         write_trial(tmp_path, study=1, files={"eval_measurements.csv": GOOD})
@@ -119,9 +128,6 @@ DAMAGED = {
     "void of another type": ({"eval_measurements.csv": GOOD, "trial.json": '{"void": "no"}'}, "entry 'void' is 'no'"),
     "flags of another type": (
         {"eval_measurements.csv": GOOD, "trial.json": '{"validity": {"flags": ["x"]}}'}, "is not an object",
-    ),
-    "budget of another type": (
-        {"eval_measurements.csv": GOOD, "trial.json": '{"budget_seconds": NaN}'}, "entry 'budget_seconds'",
     ),
     "meta data damaged": ({"eval_measurements.csv": GOOD, "meta_data_0.json": "{"}, "meta_data_0.json: is not valid"),
 }  # fmt: skip

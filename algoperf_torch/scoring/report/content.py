@@ -187,7 +187,7 @@ def _curves(result: ScoreResult) -> list[dict[str, Any]]:
         assert trial.evaluations is not None
         target = result.version.terms(trial.workload).validation
         validation = trial.evaluations.get(f"validation/{target.metric}")
-        hit = first_hit(validation, target)
+        hit = first_hit(validation, target, strict=result.rule is Rule.DOCUMENTED)
         rows = _thin(len(validation), keep, hit)
         curves.append(
             {
@@ -233,7 +233,7 @@ def _tuning(result: ScoreResult) -> list[dict[str, Any]]:
         target = result.version.terms(trial.workload).validation
         values = trial.evaluations.get(f"validation/{target.metric}")
         best = best_row(values, higher_is_better=target.higher_is_better) if len(values) else None
-        hit = first_hit(values, target)
+        hit = first_hit(values, target, strict=result.rule is Rule.DOCUMENTED)
         rows.append(
             {
                 "submission": order[trial.submission],
