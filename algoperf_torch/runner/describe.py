@@ -1,4 +1,4 @@
-"""What `algoperf tune` must know of a submission before it starts: name, digest, points. Runs in a process of its own.
+"""What `algoperf tune` must know of a submission before it starts, and checks: runs in a process of its own.
 
 `python -m algoperf_torch.runner.describe OUTPUT STUDIES [options of algoperf_torch.run]` writes a JSON object to OUTPUT:
 `name`, `digest`, and `points`, the hyperparameters of every trial of each study in STUDIES (0,1,...); or `error`. The
@@ -38,6 +38,7 @@ def describe(options: RunOptions, studies: Sequence[int]) -> dict[str, Any]:
                 if trial == 1:
                     raise
                 break  # the space has fewer points than a study may have trials
+            submission.algorithm.check_hyperparameters(point)
             found.append(dict(point))
         return found
 

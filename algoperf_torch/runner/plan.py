@@ -235,7 +235,7 @@ def chosen_studies(options: TuneOptions, version: BenchmarkVersion) -> list[int]
 def facts_of(options: TuneOptions) -> SubmissionFacts:
     """Loads the submission in a process of its own and asks for its facts.
 
-    Raises what went wrong there as `UsageError`, or `SubmissionLoadError` where the process did not survive it.
+    Raises what went wrong there as `UsageError`, or `SubmissionLoadError` where the process did not survive it or hung.
     """
     version = load_version(options.version)
     workload = chosen_workloads(options, version)[0]
@@ -244,7 +244,12 @@ def facts_of(options: TuneOptions) -> SubmissionFacts:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "facts.json"
         command = [sys.executable, "-m", "algoperf_torch.runner.describe", str(output), studies, *arguments]
-        process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        try:
+            process = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=options.hang_timeout
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SubmissionLoadError(f"Loading {options.submission} took over {options.hang_timeout:g} s.") from error
         if not output.exists():
             told = (process.stderr.strip().splitlines() or ["no message"])[-1]
             raise SubmissionLoadError(
@@ -374,7 +379,7 @@ def plan_lines(plan: Plan, jobs: int) -> list[str]:
     at_once = f", {jobs} at a time" if jobs > 1 else ", one after the other"
     lines = [
         f"{plan.submission.name}, version {plan.version.name}, {plan.ruleset} ruleset, run seed {plan.run_seed}",
-        f"{len(plan.trials)} trials ({counts}), {ranks}{at_once}",
+        f"{len(plan.trials)} trial{'s' if len(plan.trials) > 1 else ''} ({counts}), {ranks}{at_once}",
     ]
     total, at_hint = plan.total_seconds(), plan.total_seconds(at_hint=True)
     if plan.to_run and total is not None and at_hint is not None:

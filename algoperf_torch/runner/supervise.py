@@ -295,6 +295,11 @@ def attempts_file(directory: Path) -> Path:
     return directory.with_name(f"supervisor_{directory.name}.json")
 
 
+def output_file(directory: Path) -> Path:
+    """What the processes of a trial print, all attempts one after the other."""
+    return directory.with_name(f"output_{directory.name}.log")
+
+
 def begin_attempt(directory: Path, *, resumed: bool) -> list[dict[str, Any]]:
     """Notes that this process starts the trial; returns all attempts at it, the new one last."""
     me = psutil.Process()
@@ -336,11 +341,11 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
     else:
         summary["supervisor"] = _section(attempts)
         if summary["status"] == Status.RUNNING:
-            summary |= _named(ended)
+            summary |= _named(ended, directory)
         elif _lost_a_rank(summary, directory, ended):
             phase = Phase[summary["error"]["phase"].upper()]
-            summary |= _named(replace(ended, phase=phase))
-        else:
+            summary |= _named(replace(ended, phase=phase), directory)
+        elif summary["status"] in (Status.REACHED, Status.BUDGET_EXHAUSTED, Status.DIVERGED):
             _judge_clock(summary, attempts)
         attempt["status"] = summary["status"]
         write_json(path, summary)
@@ -351,14 +356,16 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
     return summary
 
 
-def _named(ended: Ended) -> dict[str, Any]:
+def _named(ended: Ended, directory: Path) -> dict[str, Any]:
     """The entries of `trial.json` that name the end of a trial."""
     status, reason = verdict(ended)
-    return {
-        "status": status.value,
-        "void": is_void(status, ended.phase),
-        "error": {"type": "ProcessEnded", "message": reason, "phase": ended.phase.name.lower()},
+    error = {
+        "type": "ProcessEnded",
+        "message": reason,
+        "phase": ended.phase.name.lower(),
+        "traceback": f"../{output_file(directory).name}",
     }
+    return {"status": status.value, "void": is_void(status, ended.phase), "error": error}
 
 
 def _lost_a_rank(summary: Mapping[str, Any], directory: Path, ended: Ended) -> bool:
@@ -377,15 +384,9 @@ def close_abandoned(directory: Path) -> None:
     summary = read_json(directory / "trial.json")
     beat = read_heartbeat(directory / "heartbeat")
     phase = Phase.SETUP if beat is None else beat[1]
-    summary |= {
-        "status": Status.PREEMPTED.value,
-        "void": True,
-        "error": {
-            "type": "ProcessEnded",
-            "message": f"The process ended unwatched, in phase {phase.name.lower()}, step {0 if beat is None else beat[0]}.",
-            "phase": phase.name.lower(),
-        },
-    }
+    step = 0 if beat is None else beat[0]
+    summary |= _named(Ended(stopped=True, phase=phase, step=step), directory)
+    summary["error"]["message"] = f"The process ended unwatched, in phase {phase.name.lower()}, step {step}."
     write_json(directory / "trial.json", summary)
 
 

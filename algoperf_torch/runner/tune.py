@@ -56,6 +56,7 @@ from algoperf_torch.runner.supervise import (
     close,
     close_abandoned,
     is_locked,
+    output_file,
     read_attempts,
     verdict,
 )
@@ -400,11 +401,10 @@ class _Supervisor:
             slot = self.slots.free.popleft()
             resumed = make_room(trial.directory, keeps_state=self.options.checkpoint)
             attempts = begin_attempt(trial.directory, resumed=resumed)
-            log = trial.directory.parent / f"output_{trial.directory.name}.log"
             watched = Watched(
                 self.command(trial, self.plan.ranks),
                 trial.directory,
-                log,
+                output_file(trial.directory),
                 hang_timeout=self.options.hang_timeout,
                 environment={**slot.environment, **_compiler_caches(self.plan, caches / str(trial.directory)[1:])},
                 processors=slot.processors,

@@ -183,7 +183,7 @@ ERROR = {"type": "RuntimeError", "message": "Connection closed by peer", "phase"
         ("submission_error", {"signal": 9, "oom_killed": True}, "out_of_memory"),
         ("harness_error", {"exit_code": 1}, "submission_error"),  # the other rank left by itself, in a timed phase
         ("submission_error", {"exit_code": 3}, "submission_error"),
-        ("reached", {"signal": 9}, "reached"),
+        ("reached", {"signal": 9}, "reached"),  # the process was killed after its last word
     ],
 )
 def test_rank_0_cannot_know_why_another_rank_is_gone(trial_path, wrote, ended, status):

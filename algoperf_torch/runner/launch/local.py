@@ -108,7 +108,7 @@ def launch(command: Sequence[str], num_ranks: int) -> int:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     failed_at: float | None = None
     first_failure = 0
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:  # looks at every rank: the first that fails is not always rank 0
         time.sleep(0.05)
         failed = next((rank.returncode for rank in ranks if rank.returncode), 0)
         if failed and failed_at is None:
