@@ -191,6 +191,7 @@ class Trial:
 
     def _start_clock(self) -> None:
         self._enter(Phase.TRAINING)
+        self.guards.harness_done()
         self.stream.resume()
         self.clock.start()
         self.guards.clock_starts()

@@ -8,7 +8,7 @@ The runner calls, in this order::
     guards.watch(model, workload, stream, clock)  # what the harness built
     with guards.submission("initialisation"):     # ... its construction
     guards.built(algorithm, context)
-    loop:  clock.start();  guards.clock_starts()
+    loop:  guards.harness_done();  clock.start();  guards.clock_starts()
            guards.clock_stops();  clock.stop()
            guards.interval(facts);  guards.before_evaluation(step);  evaluate;  guards.after_evaluation(step)
     guards.finish()                               # then `section()` for trial.json
@@ -294,6 +294,10 @@ class Guards:
 
     # ---------------------------------------------------------------- the clock
 
+    def harness_done(self) -> None:
+        """Some time before the clock starts: evaluation data that are open by now were opened by the harness."""
+        self._held_files = probes.mapped_files(self._trail.evaluation_files)
+
     def clock_starts(self) -> None:
         """Right after the clock has started."""
         self._enter("training")
@@ -524,7 +528,6 @@ class Guards:
             drawn = self._stream.position - standing.position
             self._flag("stream", f"{drawn} batches were drawn during the evaluation", step, "void")
         self._judge_workers(self._workers, step)
-        self._held_files = probes.mapped_files(self._trail.evaluation_files)
 
     def _not_finite(self) -> list[str]:
         named = [(n, p) for n, p in self._model.named_parameters() if p.is_floating_point() and p.numel()]

@@ -88,6 +88,7 @@ class Rig:
 
     def train(self, steps=2, during=None, charged=None, **facts):
         """One interval of the clock; `charged` replaces the seconds that the clock says."""
+        self.guards.harness_done()
         started = time.perf_counter()
         self.guards.clock_starts()
         for _ in range(steps):
@@ -366,7 +367,7 @@ CASES = {
 
 
 def test_every_guard_has_a_case():
-    assert set(CASES) == set(GUARDS) - {"device"}  # tests/gpu/test_validity.py has that one
+    assert set(CASES) == set(GUARDS) - {"device"}  # that one has a test of its own
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -492,6 +493,37 @@ def test_memory_map_of_evaluation_data_is_found_without_an_open_event(rig):
     trial = rig(audit=False).build().train(during=read)
     assert "files" in trial.names
     assert "validation.bin" in trial.guards.flags[0].reason
+
+
+def test_harness_may_map_evaluation_data(rig):
+    """Warming up and evaluating do so, and keep the files open."""
+
+    def read(r):
+        r.mapped = torch.from_file(str(r.evaluation_file), size=16)
+
+    trial = rig(audit=True).build()
+    read(trial)  # between construction and the first step
+    assert trial.train().evaluate(meanwhile=read).train().evaluate().guards.flags == []
+
+
+class Busy:
+    """A device that has been given work behind the harness's back: each wait for it takes 5 ms."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def synchronize(self, device):
+        time.sleep(self.seconds)
+
+
+@pytest.mark.parametrize(("seconds", "names"), [(0.005, {"device"}), (0.0, set())])
+@pytest.mark.parametrize("disabled", [(), ("device",)])
+def test_device_that_is_not_idle(seconds, names, disabled, rig, monkeypatch):
+    trial = rig(disabled=disabled).build()
+    monkeypatch.setattr(torch.cuda, "synchronize", Busy(seconds).synchronize)
+    monkeypatch.setattr(trial.guards, "_device", torch.device("cuda"))
+    trial.guards._check_quiet(1)
+    assert trial.names == names - set(disabled)
 
 
 def test_import_is_watched(rig):
