@@ -24,6 +24,7 @@ from algoperf_torch.runner import checkpoint
 from algoperf_torch.runner.clock import make_clock
 from algoperf_torch.runner.distributed import Ranks
 from algoperf_torch.runner.engine import build_engine, seeded_model, warm_up
+from algoperf_torch.runner.hardware import preflight
 from algoperf_torch.runner.options import RunOptions, budget_of
 from algoperf_torch.runner.record import SCHEMA_VERSION, TrialRecord, read_json, trial_directory
 from algoperf_torch.runner.search_space import load_search_space, parse_hparams, parse_search_space, study_points
@@ -37,6 +38,8 @@ from algoperf_torch.versions import BenchmarkVersion
 from algoperf_torch.workloads.base import Workload
 from algoperf_torch.workloads.layers import set_batch_norm_update, set_dropout
 from algoperf_torch.workloads.roles import parameter_roles
+
+MINIMUM_FREE_BYTES = 64 * 2**20  # logs of a long trial; a checkpoint that finds no room says so itself
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def claim_directory(options: RunOptions, submission: str) -> Place:
 
     Raises `UsageError` where another process runs the trial, where it is finished, or where it cannot be written.
     """
+    preflight(options.out, MINIMUM_FREE_BYTES)
     directory = trial_directory(options.out, submission, options.study, options.workload, options.trial)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -106,12 +110,14 @@ def claim_directory(options: RunOptions, submission: str) -> Place:
             raise UsageError(
                 f"{directory} already holds a finished trial ({status}). Use --overwrite, or another --out."
             )
-        if not (options.resume and saved):
-            raise UsageError(
-                f"{directory} holds an unfinished trial without a checkpoint to go on from. Use --overwrite to start afresh."
-            )
         if options.seed is None:
             run_seed = int(old["seeds"]["run"])
+        if not (options.resume and saved):
+            if (directory / "eval_measurements.csv").exists():
+                raise UsageError(
+                    f"{directory} holds an unfinished trial, and nothing to go on from. Use --overwrite to start afresh."
+                )
+            clear(directory)  # it ended before anything was measured
     return Place(directory, run_seed, saved if options.resume else None, fresh)
 
 
@@ -330,6 +336,7 @@ def first_summary(parts: Parts, environment: Mapping[str, Any], hardware: list[d
         "hyperparameters": dict(parts.hyperparameters),
         "seeds": {"run": parts.place.run_seed, "trial": seed, **{k: list(v) for k, v in seeds._asdict().items()}},
         "options": json.loads(json.dumps(asdict(options), default=str)),
+        "synthetic_data": parts.workload.synthetic_data,
         "compile_policy": parts.version.protocol.compile_policy if options.compile else "off",
         "clock": options.clock,
         "supervised": options.supervised,

@@ -27,7 +27,7 @@ from algoperf_torch.runner.validity import Guards, IntervalFacts, merge
 from algoperf_torch.spec import Split
 from algoperf_torch.versions import Protocol as VersionProtocol
 from algoperf_torch.versions import WorkloadTerms
-from algoperf_torch.workloads.layers import running_statistics
+from algoperf_torch.workloads.layers import dropout_rates, restore_dropout_rates, running_statistics
 
 
 @dataclass
@@ -62,6 +62,9 @@ class Rules:
     eval_batch_size: int | None
     global_batch_size: int
     eval_seed: int
+
+
+NANOSECOND = 1e-9  # by which sums of seconds may be off
 
 
 class Stop(Protocol):
@@ -135,7 +138,7 @@ class Trial:
         limit = rules.budget.steps
         finished = self.context.finished or (limit is not None and step >= limit)
         since = elapsed - state.seconds_at_evaluation + state.logging_after_evaluation
-        due = not state.evaluated or finished or since >= rules.eval_period
+        due = not state.evaluated or finished or since > rules.eval_period - NANOSECOND
         over = elapsed >= rules.budget.seconds
         if not due and not over and not self.stop.requested:
             return None
@@ -301,9 +304,9 @@ class Trial:
         started = time.perf_counter()
         self._enter(Phase.CHECKPOINT)
         scalars = self._scalar_rows()
-        if self.saves_checkpoints and not ended:
-            self._write_checkpoint(step, scalars if row is None else [*scalars, row])
         validity = self.validity()
+        if self.saves_checkpoints and not ended:
+            self._write_checkpoint(step, scalars if row is None else [*scalars, row], validity["flags"])
         if self.record is not None:
             if row is None:
                 self.record.add_measurements(scalars)
@@ -336,7 +339,7 @@ class Trial:
     def _generators(self) -> dict[str, torch.Generator]:
         return {"generator": self.context.generator, "data_generator": self.context.data_generator}
 
-    def _write_checkpoint(self, step: int, pending: list[dict[str, Any]]) -> None:
+    def _write_checkpoint(self, step: int, pending: list[dict[str, Any]], flags: list[dict[str, Any]]) -> None:
         random_states = self.ranks.gather_bytes(checkpoint.random_state(self.ranks.device, self._generators()))
         algorithm = self.algorithm.state_dict()  # on every rank: gathering a divided state is collective
         if self.record is not None:
@@ -351,7 +354,8 @@ class Trial:
                     "stream_position": self.stream.position,
                     "passes": asdict(self.context.passes),
                     "trial": asdict(self.state),
-                    "guards": self.guards.state_dict(),
+                    "guards": self.guards.state_dict() | {"flags": flags},  # of all ranks
+                    "dropout_rates": dropout_rates(self.engine.model),
                     "measurements": {"rows": self.record.num_measurements + len(pending), "last": pending},
                 },
             )
@@ -369,6 +373,7 @@ class Trial:
         self.clock.settle(self.state.submission_seconds)
         self.context.eval_results[:] = [(int(row["global_step"]), dict(row)) for row in self.state.rows]
         self.guards.load_state_dict(saved["guards"])
+        restore_dropout_rates(self.engine.model, saved["dropout_rates"])
         if self.record is not None:
             measurements = saved["measurements"]
             self.record.restore(self.state.rows, measurements["rows"], measurements["last"])

@@ -616,13 +616,13 @@ class Guards:
         return {"totals": asdict(self._totals), "flags": [asdict(flag) for flag in self.flags]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint; what this process has found so far is kept."""
+        """Goes on from a checkpoint; what this process has found so far is kept. Rank 0 keeps the flags of all ranks."""
         mine = self._totals
         self._totals = _Totals(**state["totals"])
         self._totals.compilations = {}  # this process's compiler counts from zero
         self._totals.calibration = [*self._totals.calibration[:1], *mine.calibration]
         self._totals.setup = mine.setup
-        self.flags[:0] = [Flag(**flag) for flag in state["flags"]]
+        self.flags[:0] = [Flag(**flag) for flag in state["flags"]] if self._rank == 0 else []
 
     # ---------------------------------------------------------------- helpers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,17 @@ def set_batch_norm_group_size(model: nn.Module, group_size: int) -> None:
     for module in model.modules():
         if hasattr(module, "group_size"):
             module.group_size = group_size  # type: ignore[assignment]
+
+
+def dropout_rates(model: nn.Module) -> list[float]:
+    """The rate of every `Dropout`, in module order: what a checkpoint keeps, since a submission may change it."""
+    return [float(module.rate) for module in model.modules() if isinstance(module, Dropout)]
+
+
+def restore_dropout_rates(model: nn.Module, rates: Sequence[float]) -> None:
+    layers = [module for module in model.modules() if isinstance(module, Dropout)]
+    for layer, rate in zip(layers, rates, strict=True):
+        layer.rate.fill_(rate)
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

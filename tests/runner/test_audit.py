@@ -99,6 +99,7 @@ def summary_of(*, study=0, trial=1, submission="nadamw", version="local", run_se
             **{key: list(pair) for key, pair in TrialSeeds.derive(seed, Ruleset.EXTERNAL)._asdict().items()},
         },
         "options": {"budget": None, "eval_period": None, "max_steps": None, "model_scale": "full"},
+        "synthetic_data": False,
         "compile_policy": "prewarmed",
         "clock": "real",
         "supervised": True,

@@ -22,6 +22,7 @@ from algoperf_torch.errors import (
 from algoperf_torch.optim.base import OptimizerAlgorithm
 from algoperf_torch.runner import checkpoint
 from algoperf_torch.runner.status import Status
+from algoperf_torch.workloads.layers import dropout_rates
 
 SGD = OptimizerAlgorithm.over(torch.optim.SGD)
 
@@ -275,6 +276,19 @@ def test_a_request_to_stop_saves_and_the_next_process_goes_on_exactly(make_trial
         assert (second.record.directory / "eval_measurements.csv").read_text() == expected
         for actual, wanted in zip(second.engine.model.parameters(), parameters, strict=True):
             assert torch.equal(actual, wanted)
+
+
+def test_a_dropout_rate_that_was_changed_is_kept(make_trial, idle):
+    def training_step(self, batch):
+        self.context.set_dropout(0.25)
+        trials[-1].stop.requested = self.context.step == 4
+
+    algorithm = type("Changing", (idle,), {"training_step": training_step})
+    trials = [make_trial(algorithm, terms=NEVER, hparams=("lr=0.1",))]
+    with pytest.raises(Preempted):
+        trials[0].run()
+    release(trials[0])
+    assert dropout_rates(make_trial(algorithm, terms=NEVER, hparams=("lr=0.1",)).engine.model) == [0.25]
 
 
 def release(trial):

@@ -643,6 +643,9 @@ def test_resumed_trial_keeps_flags_and_intervals(rig):
     assert [row["steps"] for row in section["intervals"]] == [1, 2, 2]
     assert section["intervals"][-1]["samples"] == 16
     assert not section["valid"]
+    other = rig(rank=1).build()
+    other.guards.load_state_dict(saved)
+    assert other.guards.flags == []  # rank 0 has them; merged, they would be there twice
 
 
 def test_flags_of_all_ranks_are_merged(rig):

@@ -95,6 +95,7 @@ def own_record():
             "void": False,
             "version": "local",
             "ruleset": "external",
+            "synthetic_data": False,
             "compile_policy": "prewarmed",
             "clock": "real",
             "options": {"model_scale": "full"},

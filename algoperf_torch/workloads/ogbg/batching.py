@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from algoperf_torch.data.packed import PackedSplit
+from algoperf_torch.data.sampler import keyed_generator
 from algoperf_torch.errors import DataError, UsageError
 from algoperf_torch.spec import Batch
 from algoperf_torch.workloads.ogbg.graphs import GraphBatch
@@ -209,7 +210,7 @@ class PieceStream:
         return self._order[self._bounds[place] : self._bounds[place + 1]]
 
     def _load(self, epoch: int) -> None:
-        random = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, epoch]))
+        random = keyed_generator(self._seed, epoch)
         self._order = np.concatenate([self._carry[epoch], random.permutation(self._store.num_graphs)])
         self._bounds = cut(self._order, self._store.n_node, self._store.n_edge, self._limits)
         self._epoch = epoch
