@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -428,6 +429,50 @@ def busy_seconds(window: float) -> float:
     started = _process_time() - _thread_time()
     _sleep(window)
     return _process_time() - _thread_time() - started
+
+
+# ---------------------------------------------------------------- single steps
+
+_MOST_MARKS = 20_000  # between two readings
+
+
+class StepTimes:
+    """Durations of single steps without waiting for the device: events on a CUDA device, a clock elsewhere.
+
+    `start` begins a stretch of steps, `mark` ends one step. A mark costs well under a microsecond on the CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._stretches: list[list[Any]] = [[]]
+        self._spare: list[torch.cuda.Event] = []
+        self._left = _MOST_MARKS
+
+    def start(self) -> None:
+        self._stretches.append([])
+        self.mark()
+
+    def mark(self) -> None:
+        if not self._cuda:
+            if self._left > 0:
+                self._left -= 1
+                self._stretches[-1].append(_perf_counter())
+        elif self._left > 0:
+            self._left -= 1
+            event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._stretches[-1].append(event)
+
+    def read(self) -> list[float]:
+        """Seconds of every step since the last reading; to be called when the device is idle."""
+        seconds = []
+        for marks in self._stretches:
+            for before, after in itertools.pairwise(marks):
+                seconds.append(before.elapsed_time(after) / 1e3 if self._cuda else after - before)
+            if self._cuda:
+                self._spare += marks
+        self._stretches, self._left = [[]], _MOST_MARKS
+        return seconds
 
 
 # ---------------------------------------------------------------- compilations

@@ -105,6 +105,7 @@ class Trial:
         """
         context, algorithm, stream = self.context, self.algorithm, self.stream
         select_batch, training_step, beat = algorithm.select_batch, algorithm.training_step, self._beat
+        step_done = self.guards.step_done
         step = self.state.step
         single = self.ranks.world_size == 1
         context.step = step
@@ -122,6 +123,7 @@ class Trial:
                 raise blame(error, f"step {step}") from error
             step += 1
             context.step = step
+            step_done()
             beat(step)
             if step < next_check and not context.finished and not (single and self.stop.requested):
                 continue

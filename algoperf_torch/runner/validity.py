@@ -9,6 +9,7 @@ The runner calls, in this order::
     with guards.submission("initialisation"):     # ... its construction
     guards.built(algorithm, context)
     loop:  guards.harness_done();  clock.start();  guards.clock_starts()
+           steps, each followed by guards.step_done()
            guards.clock_stops();  clock.stop()
            guards.interval(facts);  guards.before_evaluation(step);  evaluate;  guards.after_evaluation(step)
     guards.finish()                               # then `section()` for trial.json
@@ -122,7 +123,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalFacts:
-    """What the runner knows when the clock stops. All but `step_times` are totals since the start of the trial."""
+    """What the runner knows when the clock stops: totals since the start of the trial."""
 
     step: int
     submission_seconds: float
@@ -130,7 +131,6 @@ class IntervalFacts:
     samples: int  # examples drawn, globally
     forward_passes: int
     backward_passes: int
-    step_times: Sequence[float] = ()  # seconds of single steps in this interval, where they were measured
 
 
 @dataclass
@@ -206,6 +206,8 @@ class Guards:
         self._compiler = probes.CompileMonitor()
         self._trail = probes.AuditTrail()
         self._totals = _Totals()
+        self._step_times = probes.StepTimes(device)
+        self.step_done = self._step_times.mark  # to be called after every step, while the clock runs
         self._telemetry: Telemetry | None = None
         self._running_since: float | None = None
         self._independent_seconds = 0.0  # since the last interval
@@ -268,6 +270,7 @@ class Guards:
     def built(self, algorithm: TrainingAlgorithm, context: TrainingContext) -> None:
         """Judges what importing and constructing the submission did."""
         self._algorithm = algorithm
+        self._microbatches = context.num_microbatches
         self._weights_in_products = sum(
             parameter.numel()
             for parameter, known in zip(self._model.parameters(), context.parameters, strict=True)
@@ -302,6 +305,7 @@ class Guards:
         """Right after the clock has started."""
         self._enter("training")
         self._running_since = self._now()
+        self._step_times.start()
 
     def clock_stops(self) -> None:
         """Right before the clock stops."""
@@ -327,7 +331,7 @@ class Guards:
         self._check_trail(step)
         self._check_quiet(step)
         self._totals.intervals.append(row)
-        self._totals.facts = asdict(facts) | {"step_times": []}
+        self._totals.facts = asdict(facts)
 
     def _measure(self, facts: IntervalFacts) -> dict[str, Any]:
         """The interval's own numbers, from the totals."""
@@ -354,9 +358,10 @@ class Guards:
             "mean_step_seconds": max(seconds - compile_seconds, 0.0) / steps if steps else None,
             "disk_read_bytes": None if disk is None or self._disk_read is None else disk - self._disk_read,
         }
-        if len(facts.step_times) > 1:
-            row["median_step_seconds"] = statistics.median(facts.step_times)
-            row["step_variation"] = statistics.stdev(facts.step_times) / statistics.fmean(facts.step_times)
+        times = self._step_times.read()
+        if len(times) > 1:
+            row["median_step_seconds"], row["slowest_step_seconds"] = statistics.median(times), max(times)
+            row["step_variation"] = statistics.stdev(times) / statistics.fmean(times)
         if self._telemetry is not None:
             row["telemetry"] = self._telemetry.sample()
         row["threads"], row["children"] = probes.census()
@@ -376,7 +381,7 @@ class Guards:
         if steps and not row["forward_passes"]:
             self._flag("passes", f"{steps} steps without a pass that the context counted", step, "warn")
         passes = row["backward_passes"] / steps if steps else 0.0
-        if passes > limits.passes_per_step:
+        if passes > limits.passes_per_step * self._microbatches:
             self._flag("passes", f"{passes:.0f} backward passes a step: a step hides many", step, "warn")
         if self._totals.intervals and row["recompilations"] > limits.recompilations:
             self._flag("recompilation", f"{row['recompilations']} recompilations in an interval", step, "warn")
@@ -602,7 +607,8 @@ class Guards:
             "forward_passes_per_step": facts.get("forward_passes", 0) / steps if steps else 0.0,
             "backward_passes_per_step": facts.get("backward_passes", 0) / steps if steps else 0.0,
             "mean_step_seconds": statistics.median(means) if means else None,
-            "step_seconds_variation": statistics.stdev(means) / statistics.fmean(means) if len(means) > 1 else None,
+            "step_variation": max((row.get("step_variation", 0.0) for row in totals.intervals[1:]), default=None),
+            "interval_variation": statistics.stdev(means) / statistics.fmean(means) if len(means) > 1 else None,
             "weights_in_products": self._weights_in_products,
             "setup": dict(totals.setup),
             "compilations": {stage: asdict(count) for stage, count in self._compiler.counts.items()},

@@ -59,6 +59,20 @@ def test_work_that_a_thread_launches_while_the_clock_stands_is_flagged():
     assert [flag.name for flag in guards.flags] == ["device"]
 
 
+def test_steps_are_timed_on_the_device():
+    times = probes.StepTimes(torch.device("cuda", 0))
+    matrix = torch.ones(4096, 4096, device="cuda")
+    for _ in range(2):  # the second time with the events of the first
+        times.start()
+        for count in (1, 20):
+            for _ in range(count):
+                matrix @ matrix
+            times.mark()
+        torch.cuda.synchronize()
+        short, long = times.read()
+        assert long > 3 * short > 0
+
+
 def test_fingerprint_names_the_device():
     found = hardware.fingerprint(torch.device("cuda", 0))
     json.dumps(found)

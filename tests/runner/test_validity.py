@@ -69,6 +69,7 @@ class Rig:
         self.stream = TrainStream(lambda draw: {"inputs": torch.full((8, 6), float(draw))}, device=CPU)
         self.context = SimpleNamespace(
             passes=SimpleNamespace(forward=0, backward=0),
+            num_microbatches=1,
             parameters=[Parameter(name=name, role=ParamRole.WEIGHT) for name, _ in self.model.named_parameters()],
         )
         self.step = 0
@@ -98,6 +99,7 @@ class Rig:
             self.algorithm.optimizer.zero_grad()
             self.context.passes.forward += 1
             self.context.passes.backward += 1
+            self.guards.step_done()
         during and during(self)
         self.guards.clock_stops()
         self.seconds += time.perf_counter() - started if charged is None else charged
@@ -626,6 +628,38 @@ def test_section_is_json_and_counts(rig):
     for row in section["intervals"]:
         assert row["independent_seconds"] <= row["submission_seconds"]
         assert row["threads"] >= 1
+    assert 0 < section["intervals"][1]["median_step_seconds"] <= section["intervals"][1]["slowest_step_seconds"]
+    assert section["step_variation"] == section["intervals"][1]["step_variation"]
+
+
+def test_microbatches_are_no_hidden_steps(rig):
+    trial = rig()
+    trial.context.num_microbatches = 64
+    assert trial.build().train(steps=1, forward_passes=64, backward_passes=64).evaluate().guards.flags == []
+
+
+def test_single_steps_are_timed_but_not_the_evaluation_between_them(monkeypatch):
+    ticks = iter([0.0, 1.0, 3.0, 100.0, 104.0])
+    monkeypatch.setattr(probes, "_perf_counter", lambda: next(ticks))
+    times = probes.StepTimes(CPU)
+    times.start()
+    times.mark()
+    times.mark()
+    times.start()
+    times.mark()
+    assert times.read() == [1.0, 2.0, 4.0]
+    assert times.read() == []
+
+
+def test_marks_between_two_readings_are_bounded():
+    times = probes.StepTimes(CPU)
+    times.start()
+    for _ in range(25_000):
+        times.mark()
+    assert len(times.read()) == 20_000 - 1
+    times.start()
+    times.mark()
+    assert len(times.read()) == 1
 
 
 def test_resumed_trial_keeps_flags_and_intervals(rig):
