@@ -74,28 +74,28 @@ class UNet(nn.Module):
             return ConvBlock(in_channels, out_channels, activation, dropout, layer_norm=layer_norm)
 
         widths = [channels * 2**level for level in range(num_levels + 1)]
-        self.down = nn.ModuleList(block(i, o) for i, o in zip([1, *widths[:-2]], widths[:-1], strict=True))
-        self.bottleneck = block(widths[-2], widths[-1])
-        self.upsample = nn.ModuleList(UpBlock(2 * width, width, activation) for width in reversed(widths[:-1]))
-        self.up = nn.ModuleList(block(2 * width, width) for width in reversed(widths[:-1]))
-        self.output = mark_output(nn.Conv2d(channels, 1, 1))
+        self.down_convs = nn.ModuleList(block(i, o) for i, o in zip([1, *widths[:-2]], widths[:-1], strict=True))
+        self.bottleneck_conv = block(widths[-2], widths[-1])
+        self.upsample_convs = nn.ModuleList(UpBlock(2 * width, width, activation) for width in reversed(widths[:-1]))
+        self.up_convs = nn.ModuleList(block(2 * width, width) for width in reversed(widths[:-1]))
+        self.output_conv = mark_output(nn.Conv2d(channels, 1, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 truncated_normal_(module.weight)
-        nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.output_conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.unsqueeze(1)
         skips = []
-        for block in self.down:
+        for block in self.down_convs:
             x = block(x)
             skips.append(x)
             x = functional.avg_pool2d(x, 2)
-        x = self.bottleneck(x)
-        for upsample, block, skip in zip(self.upsample, self.up, reversed(skips), strict=True):
+        x = self.bottleneck_conv(x)
+        for upsample, block, skip in zip(self.upsample_convs, self.up_convs, reversed(skips), strict=True):
             x = upsample(x)
             missing = (0, skip.shape[-1] - x.shape[-1], 0, skip.shape[-2] - x.shape[-2])  # 1 after an odd size
             if any(missing):
                 x = functional.pad(x, missing, mode="reflect")
             x = block(torch.cat([x, skip], dim=1))
-        return self.output(x).squeeze(1)  # type: ignore[no-any-return]
+        return self.output_conv(x).squeeze(1)  # type: ignore[no-any-return]

@@ -22,17 +22,19 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, inner: int, stride: int, activation: str, *, project: bool) -> None:
         super().__init__()
         outer = EXPANSION * inner
-        self.conv1, self.norm1 = convolution(in_channels, inner, 1), BatchNorm(inner)
-        self.conv2, self.norm2 = convolution(inner, inner, 3, stride), BatchNorm(inner)
-        self.conv3, self.norm3 = convolution(inner, outer, 1), BatchNorm(outer)
+        self.conv1, self.bn1 = convolution(in_channels, inner, 1), BatchNorm(inner)
+        self.conv2, self.bn2 = convolution(inner, inner, 3, stride), BatchNorm(inner)
+        self.conv3, self.bn3 = convolution(inner, outer, 1), BatchNorm(outer)
         self.activation = ACTIVATIONS[activation]
-        self.shortcut = nn.Sequential(convolution(in_channels, outer, 1, stride), BatchNorm(outer)) if project else None
+        self.project = project
+        if project:
+            self.shortcut_conv, self.shortcut_bn = convolution(in_channels, outer, 1, stride), BatchNorm(outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.activation(self.norm1(self.conv1(x)))
-        y = self.activation(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
-        return self.activation(y + (x if self.shortcut is None else self.shortcut(x)))
+        y = self.activation(self.bn1(self.conv1(x)))
+        y = self.activation(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.activation(y + (self.shortcut_bn(self.shortcut_conv(x)) if self.project else x))
 
 
 class ResNet(nn.Module):
@@ -54,7 +56,7 @@ class ResNet(nn.Module):
         last_norm_scale: float = 0.0,
     ) -> None:
         super().__init__()
-        self.stem, self.stem_norm = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), BatchNorm(width)
+        self.stem_conv, self.stem_bn = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), BatchNorm(width)
         self.activation = ACTIVATIONS[activation]
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         blocks, channels = [], width
@@ -73,10 +75,10 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 truncated_normal_(module.weight)
         for block in self.blocks:
-            nn.init.constant_(block.norm3.weight, last_norm_scale)  # type: ignore[union-attr, arg-type]
+            nn.init.constant_(block.bn3.weight, last_norm_scale)  # type: ignore[union-attr, arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.activation(self.stem_norm(self.stem(x))))
+        x = self.pool(self.activation(self.stem_bn(self.stem_conv(x))))
         return self.head(self.blocks(x).mean(dim=(2, 3)))  # type: ignore[no-any-return]

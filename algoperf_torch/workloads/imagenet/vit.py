@@ -148,7 +148,7 @@ class ViT(nn.Module):
         attention_pool: bool = False,
     ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.patch_conv = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         side = image_size // patch_size
         self.register_buffer("position", position_table(side, side, dim), persistent=False)
         self.dropout = Dropout(dropout)
@@ -158,14 +158,14 @@ class ViT(nn.Module):
         self.norm = nn.Identity() if post_norm else nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.pool = AttentionPool(dim, hidden, num_heads, dropout) if attention_pool else None
         self.pre_logits, self.head = nn.Linear(dim, dim), mark_output(nn.Linear(dim, num_classes))
-        for layer in (self.patches, self.pre_logits):
+        for layer in (self.patch_conv, self.pre_logits):
             truncated_normal_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)  # [batch, tokens, dim]
+        x = self.patch_conv(x).flatten(2).transpose(1, 2)  # [batch, tokens, dim]
         x = self.norm(self.blocks(self.dropout(x + self.position)))
         x = x.mean(dim=1) if self.pool is None else self.pool(x)
         return self.head(torch.tanh(self.pre_logits(x)))  # type: ignore[no-any-return]

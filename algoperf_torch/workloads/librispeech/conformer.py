@@ -48,17 +48,17 @@ class SelfAttention(nn.Module):
         self.num_heads, self.temperature = num_heads, temperature
         self.norm = LayerNorm(dim)
         roles = {"bias": ParamRole.ATTENTION_BIAS}
-        self.query_key_value = mark_roles(linear(dim, 3 * dim), weight=ParamRole.ATTENTION_QKV, **roles)
+        self.in_proj = mark_roles(linear(dim, 3 * dim), weight=ParamRole.ATTENTION_QKV, **roles)
         self.out = mark_roles(linear(dim, dim), weight=ParamRole.ATTENTION_OUT, **roles)
-        self.query_scale = nn.Parameter(torch.zeros(dim // num_heads))
+        self.channel_scale = nn.Parameter(torch.zeros(dim // num_heads))
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [batch, heads, frames, dim / heads]
-            for part in self.query_key_value(self.norm(x)).chunk(3, dim=-1)
+            for part in self.in_proj(self.norm(x)).chunk(3, dim=-1)
         )
-        query = query * (functional.softplus(self.query_scale) / math.log(2))
+        query = query * (functional.softplus(self.channel_scale) / math.log(2))
         keys = (valid > 0).transpose(1, 2).unsqueeze(1)  # [batch, 1, 1, frames]
         y = functional.scaled_dot_product_attention(query, key, value, attn_mask=keys)
         return self.dropout(self.out(y.transpose(1, 2).flatten(-2) * self.temperature))  # type: ignore[no-any-return]
@@ -75,7 +75,7 @@ class ConvolutionModule(nn.Module):
             mark_roles(pointwise, weight=ParamRole.CONV_WEIGHT)
         self.depthwise = nn.Conv1d(dim, dim, KERNEL_SIZE, padding=KERNEL_SIZE // 2, groups=dim, bias=False)
         xavier(self.depthwise)
-        self.batch_norm = MaskedBatchNorm(dim)
+        self.bn = MaskedBatchNorm(dim)
         self.activation = ACTIVATIONS[activation]
         self.dropout = Dropout(dropout)
 
@@ -83,7 +83,7 @@ class ConvolutionModule(nn.Module):
         x = self.norm(x)
         x = self.input(x) * torch.sigmoid(self.gate(x)) * valid
         x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        x = self.activation(self.batch_norm(x, paddings))
+        x = self.activation(self.bn(x, paddings))
         return self.dropout(self.output(x))  # type: ignore[no-any-return]
 
 

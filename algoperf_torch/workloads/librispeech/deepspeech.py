@@ -17,11 +17,11 @@ class InputNorm(nn.Module):
     def __init__(self, dim: int, *, layer_norm: bool) -> None:
         super().__init__()
         self.layer_norm = LayerNorm(dim) if layer_norm else None
-        self.batch_norm = None if layer_norm else MaskedBatchNorm(dim, synchronised=True)
+        self.bn = None if layer_norm else MaskedBatchNorm(dim, synchronised=True)
 
     def forward(self, x: Tensor, paddings: Tensor) -> Tensor:
-        if self.batch_norm is not None:
-            return self.batch_norm(x, paddings)  # type: ignore[no-any-return]
+        if self.bn is not None:
+            return self.bn(x, paddings)  # type: ignore[no-any-return]
         return self.layer_norm(x)  # type: ignore[no-any-return, misc]
 
 
