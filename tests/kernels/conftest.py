@@ -61,6 +61,8 @@ if DEVICE == "cpu":
         raise pytest.UsageError("triton was imported before tests/kernels/conftest.py could ask for its interpreter.")
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
     mend_interpreter()
+else:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by deterministic algorithms
 
 
 # ---------------------------------------------------------------- proofs that hold for every operation
@@ -208,6 +210,14 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {key: map_tensors(item, change) for key, item in value.items()}
     return [map_tensors(item, change) for item in value]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """`torch.empty` holds NaN, so that an element that a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def dot_interaction(vectors: Tensor) -> Tensor:
     """As in `reference.py`, for up to 64 vectors. float32 in TF32 where PyTorch's own products may be."""
     batch, n, width = vectors.shape
     result = torch.empty(batch, n * (n + 1) // 2, dtype=vectors.dtype, device=vectors.device)
-    _launch(forward_kernel, (batch,), vectors, vectors, result, n, width)
+    _launch(forward_kernel, (batch,), vectors, vectors, result, n, width, depth=32)
     return result
 
 
@@ -22,16 +22,27 @@ def dot_interaction_backward(grad: Tensor, vectors: Tensor) -> Tensor:
     """As in `reference.py`."""
     batch, n, width = vectors.shape
     result = torch.empty_like(vectors)
-    _launch(backward_kernel, (batch, triton.cdiv(width, 64)), grad.contiguous(), vectors, result, n, width)
+    grid = (batch, triton.cdiv(width, 64))
+    _launch(backward_kernel, grid, grad.contiguous(), vectors, result, n, width, depth=64)
     return result
 
 
 def _launch(
-    kernel: object, grid: tuple[int, ...], given: Tensor, vectors: Tensor, result: Tensor, n: int, width: int
+    kernel: object,
+    grid: tuple[int, ...],
+    given: Tensor,
+    vectors: Tensor,
+    result: Tensor,
+    n: int,
+    width: int,
+    *,
+    depth: int,
 ) -> None:
     precision = "tf32" if torch.get_float32_matmul_precision() != "highest" else "tf32x3"
     size = max(16, int(triton.next_power_of_2(n)))
-    launch.launch(kernel, grid, given, vectors, result, n, width, PRECISION=precision, SIZE=size, DEPTH=64, num_warps=4)
+    launch.launch(
+        kernel, grid, given, vectors, result, n, width, PRECISION=precision, SIZE=size, DEPTH=depth, num_warps=4
+    )
 
 
 @triton.jit
