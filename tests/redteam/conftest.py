@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from algoperf_torch.errors import AlgoPerfError
-from algoperf_torch.runner import clock, evaluate, execute, hardware
+from algoperf_torch.runner import clock, evaluate, execute, hardware, validity
 from algoperf_torch.runner.options import RunOptions
 from algoperf_torch.runner.validity import Guards, Limits
 from algoperf_torch.workloads.digits.workload import DigitsWorkload
@@ -91,6 +91,7 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
     evaluation_file.write_bytes(bytes(4096))
     monkeypatch.setattr(DigitsWorkload, "evaluation_files", lambda self: [evaluation_file])
     monkeypatch.setenv("EVALUATION_FILE", str(evaluation_file))
+    monkeypatch.setattr(validity, "calibrate", lambda device: 0.01)  # a fifth of a second a trial
 
     def run(
         code: str = "",
@@ -110,7 +111,7 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
             "submission": f"{source}:Submission",
             "compile": False,
             "seed": 5,
-            "max_steps": 4,
+            "max_steps": 3,
         }
         choices = RunOptions(**{**given, "out": tmp_path / f"runs_{number}", "checkpoint": False, **options})
         with traces_removed():
