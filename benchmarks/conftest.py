@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from algoperf_torch.optim.base import TrainingAlgorithm
-from algoperf_torch.runner.build import Parts, build_trial
+from algoperf_torch.runner.build import Parts, batch_size_of, build_trial
 from algoperf_torch.runner.build import Place as TrialPlace
 from algoperf_torch.runner.distributed import Ranks
 from algoperf_torch.runner.options import RunOptions
@@ -51,7 +51,8 @@ def make_trial(tmp_path: Path) -> Callable[..., Trial]:
         )
         place = TrialPlace(tmp_path, 1, None, fresh=True)
         record = TrialRecord(tmp_path)
-        parts = Parts(given, version, workload, submission, Hyperparameters(), ranks, place, guards, record)
+        size = batch_size_of(workload, algorithm.batch_sizes, ranks, None)
+        parts = Parts(given, version, workload, submission, Hyperparameters(), size, ranks, place, guards, record)
         stop = SimpleNamespace(requested=False)
         trial, _ = build_trial(parts, stop=stop, report=lambda *_: None, track=lambda *_: None)
         return trial

@@ -6,6 +6,7 @@ Run: `make bench`, or `python -m pytest --benchmark-only benchmarks/test_harness
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from time import perf_counter
 
@@ -48,7 +49,7 @@ def test_cost_of_a_step_that_does_nothing(benchmark, make_trial):
     trial = make_trial(Nothing, compile=False, max_steps=STEPS + 2)
     benchmark.pedantic(trial.run, rounds=1, iterations=1)
     starts = trial.algorithm.starts[2:]  # an evaluation lies between the first and the second
-    costs = [1e6 * (after - before) for before, after in zip(starts, starts[1:], strict=False)]
+    costs = [1e6 * (after - before) for before, after in itertools.pairwise(starts)]
     assert len(costs) >= STEPS - 2
     median = statistics.median(costs)
     benchmark.extra_info.update(median_microseconds=median, p99_microseconds=statistics.quantiles(costs, n=100)[98])

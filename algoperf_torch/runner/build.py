@@ -191,18 +191,21 @@ class Parts:
     workload: Workload
     submission: Submission
     hyperparameters: Hyperparameters
+    global_batch_size: int
     ranks: Ranks
     place: Place
     guards: Guards
-    record: TrialRecord | None
+    record: TrialRecord | None = None  # on rank 0, once nothing can be wrong with the command any more
 
 
-def build_trial(parts: Parts, **callbacks: Any) -> tuple[Trial, dict[str, float]]:
-    """The trial, restored from its checkpoint if there is one, and the seconds that each part of the set-up took."""
+def build_trial(
+    parts: Parts, saved: Mapping[str, Any] | None = None, **callbacks: Any
+) -> tuple[Trial, dict[str, float]]:
+    """The trial, restored from the checkpoint `saved` if there is one, and the seconds that each part of the set-up took."""
     options, ranks, workload, submission = parts.options, parts.ranks, parts.workload, parts.submission
     seconds = Stopwatch()
     seeds = TrialSeeds.derive(trial_seed(parts.place.run_seed, options), options.ruleset)
-    size = batch_size_of(workload, submission.algorithm.batch_sizes, ranks, options.micro_batch)
+    size = parts.global_batch_size
     terms = parts.version.terms(options.workload)
     rules = Rules(
         protocol=parts.version.protocol,
@@ -277,13 +280,13 @@ def build_trial(parts: Parts, **callbacks: Any) -> tuple[Trial, dict[str, float]
         stream=stream,
         clock=clock,
         guards=parts.guards,
-        identity=identity(parts, size),
+        identity=identity(parts),
         record=parts.record,
         saves_checkpoints=options.checkpoint,
         **callbacks,
     )
-    if parts.place.checkpoint is not None:
-        trial.restore(checkpoint.load(parts.place.checkpoint, identity=trial.identity))
+    if saved is not None:
+        trial.restore(saved)
     seconds.lap("restore")
     return trial, seconds.laps
 
@@ -292,7 +295,7 @@ def trial_seed(run_seed: int, options: RunOptions) -> int:
     return draw_trial_seed(run_seed, workload=options.workload, study=options.study, trial=options.trial)
 
 
-def identity(parts: Parts, global_batch_size: int) -> dict[str, Any]:
+def identity(parts: Parts) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this trial's."""
     return {
         "workload": parts.options.workload,
@@ -307,7 +310,7 @@ def identity(parts: Parts, global_batch_size: int) -> dict[str, Any]:
         "trial": parts.options.trial,
         "number of ranks": parts.ranks.world_size,
         "device": parts.ranks.device.type,
-        "global batch size": global_batch_size,
+        "global batch size": parts.global_batch_size,
         "clock": parts.options.clock,
     }
 

@@ -26,9 +26,11 @@ from algoperf_torch.errors import (
 from algoperf_torch.runner import checkpoint, distributed, hardware
 from algoperf_torch.runner.build import (
     Parts,
+    batch_size_of,
     build_trial,
     first_summary,
     hyperparameters_of,
+    identity,
     remove,
     share_place,
     trial_seed,
@@ -75,6 +77,9 @@ def execute(options: RunOptions) -> int:
         set_numerics(options, version)
         if ranks.device.type == "cpu":  # it tells that there is no CUDA, which is known
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        environment = hardware.fingerprint(ranks.device)
+        checks = hardware.compare(version, environment)
+        hardware.require(version, checks)
         guards = Guards(
             ranks.device,
             rank=ranks.rank,
@@ -90,18 +95,18 @@ def execute(options: RunOptions) -> int:
         hyperparameters = hyperparameters_of(options, submission, version)
         submission.algorithm.check_hyperparameters(hyperparameters)
         budget_of(options, version)  # a mistake in it is told before anything starts
-        environment = hardware.fingerprint(ranks.device)
-        checks = hardware.compare(version, environment)
-        hardware.require(version, checks)
+        batch_size = batch_size_of(workload, submission.algorithm.batch_sizes, ranks, options.micro_batch)
         _open(workload, ranks)
         place = share_place(options, submission.name, ranks)
+        parts = Parts(options, version, workload, submission, hyperparameters, batch_size, ranks, place, guards)
+        saved = checkpoint.load(place.checkpoint, identity=identity(parts)) if place.checkpoint else None
         record = TrialRecord(place.directory) if ranks.is_main else None
-        parts = Parts(options, version, workload, submission, hyperparameters, ranks, place, guards, record)
+        parts = replace(parts, record=record)
         if record is not None:
             point = None if options.ruleset is Ruleset.SELF else dict(hyperparameters)
             record.start(first_summary(parts, environment, [asdict(check) for check in checks]), point)
             write_json(place.directory / "meta_data_0.json", _meta_data(parts, environment))
-        return _train(parts, stop)
+        return _train(parts, saved, stop)
     finally:
         distributed.leave()
         for number, handler in handlers.items():
@@ -135,7 +140,7 @@ def _open(workload: Workload, ranks: distributed.Ranks) -> None:
         raise DataError("Another rank cannot open the data; its message is above.")
 
 
-def _train(parts: Parts, stop: StopRequest) -> int:
+def _train(parts: Parts, saved: Mapping[str, Any] | None, stop: StopRequest) -> int:
     """Builds and runs the trial, and writes how it ended."""
     options, record, guards = parts.options, parts.record, parts.guards
     trial: Trial | None = None
@@ -147,6 +152,7 @@ def _train(parts: Parts, stop: StopRequest) -> int:
     try:
         trial, laps = build_trial(
             parts,
+            saved,
             stop=stop,
             report=console.evaluation if console else _ignore,
             track=trackers.log if trackers else _ignore,
@@ -275,5 +281,5 @@ def _close(
     record.update(status=status.value, void=void, validity=validity, **values)
     record.heartbeat.enter(Phase.FINISHED, trial.state.step if trial is not None else 0)
     record.close()
-    if status is not Status.PREEMPTED:
+    if not void:  # else it is to be run again, and may go on from there
         checkpoint.remove_all(record.directory)

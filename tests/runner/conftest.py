@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from algoperf_torch.optim.base import TrainingAlgorithm
-from algoperf_torch.runner.build import Parts, build_trial, first_summary, hyperparameters_of, share_place
+from algoperf_torch.runner import checkpoint
+from algoperf_torch.runner.build import (
+    Parts,
+    batch_size_of,
+    build_trial,
+    first_summary,
+    hyperparameters_of,
+    identity,
+    share_place,
+)
 from algoperf_torch.runner.distributed import Ranks
 from algoperf_torch.runner.options import RunOptions
 from algoperf_torch.runner.record import TrialRecord
@@ -72,9 +81,11 @@ def make_trial(tmp_path: Path) -> Callable[..., Trial]:
         place = share_place(options, submission.name, ALONE)
         record = TrialRecord(place.directory)
         records.append(record)
-        parts = Parts(options, version, workload, submission, point, ALONE, place, guards, record)
+        size = batch_size_of(workload, submission.algorithm.batch_sizes, ALONE, options.micro_batch)
+        parts = Parts(options, version, workload, submission, point, size, ALONE, place, guards, record)
+        saved = checkpoint.load(place.checkpoint, identity=identity(parts)) if place.checkpoint else None
         record.start(first_summary(parts, {}, []), dict(point))
-        trial, _ = build_trial(parts, stop=StopRequest(), report=lambda *_: None, track=lambda *_: None)
+        trial, _ = build_trial(parts, saved, stop=StopRequest(), report=lambda *_: None, track=lambda *_: None)
         return trial
 
     torch.manual_seed(0)
