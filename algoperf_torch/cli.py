@@ -28,7 +28,9 @@ COMMANDS = {
     "plan": Command("runner.tune", "TuneOptions", "plan_main", "print what `tune` would run, with its cost"),
     "score": Command("scoring.score", "ScoreOptions", "main", "times to target, performance profiles, ranking"),
     "compare": Command("scoring.compare", "CompareOptions", "main", "is A faster than B?"),
-    "report": Command("scoring.report", "ReportOptions", "main", "one HTML file that shows it all; PNG or PDF for papers"),
+    "report": Command(
+        "scoring.report", "ReportOptions", "main", "one HTML file that shows it all; PNG or PDF for papers"
+    ),
     "targets": Command("scoring.targets", "TargetsOptions", "main", "set targets and budgets from your own runs"),
     "held-out": Command("scoring.held_out", "HeldOutOptions", "main", "draw held-out workloads"),
     "audit": Command("runner.audit", "AuditOptions", "main", "re-check the validity of finished runs"),
@@ -40,6 +42,7 @@ COMMANDS = {
     "new-submission": Command(
         "optim.new_submission", "NewSubmissionOptions", "main", "write a starting point for your own"
     ),
+    "sanity": Command("runner.sanity", "SanityOptions", "main", "one minute of small pathologies for an optimizer"),
     "doctor": Command("runner.hardware", "DoctorOptions", "main", "is this machine ready, and for which version?"),
 }
 

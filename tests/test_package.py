@@ -46,7 +46,9 @@ def imported_parts(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "algoperf_torch" else [node.module]
+            names = [node.module]
+            if node.module == "algoperf_torch":
+                names = [f"algoperf_torch.{alias.name}" for alias in node.names]
         parts |= {name.split(".")[1] for name in names if name.startswith("algoperf_torch.")}
     return parts
 
@@ -73,7 +75,10 @@ def modules_after(statement: str) -> set[str]:
         ("import algoperf_torch.cli", {"torch", "numpy", "pandas", "tyro", "rich"}),
         ("import algoperf_torch.scoring", {"torch", "tyro", "matplotlib", "plotly"}),
         ("import algoperf_torch.versions", {"torch", "numpy"}),
-        ("import algoperf_torch.optim.base", {"tyro", "pandas", "sklearn", "algoperf_torch.workloads", "algoperf_torch.data"}),
+        (
+            "import algoperf_torch.optim.base",
+            {"tyro", "pandas", "sklearn", "algoperf_torch.workloads", "algoperf_torch.data"},
+        ),
         ("import algoperf_torch.optim.registry", {"torch"}),
         ("import algoperf_torch.workloads.registry", {"torch"}),
         ("import algoperf_torch.workloads.digits.workload", {"tyro", "sklearn", "pandas", "algoperf_torch.optim"}),
