@@ -33,9 +33,11 @@ def evaluate(
     *,
     seed: int,
     eval_batch_size: int | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """All metrics of all splits, keyed by prefixed name, plus the numbers of examples.
 
+    `progress` is called after every chunk, so that somebody who watches a long evaluation knows that it goes on.
     Every chunk of examples has one fixed shape, belongs to one rank, and fills its own row of sums; the rows are added up
     in chunk order on every rank. So N ranks get exactly what one rank gets. The model is left in training mode, the
     random state as it was.
@@ -46,7 +48,7 @@ def evaluate(
         model.eval()
         try:
             for split in evaluated_splits(workload):
-                rows = _chunk_sums(workload, model, forward, split, ranks, seed, eval_batch_size)
+                rows = _chunk_sums(workload, model, forward, split, ranks, seed, eval_batch_size, progress)
                 for name, value in workload.metrics(rows, split).items():
                     results[f"{split.prefix}/{name}"] = value
                 if split is not Split.EVAL_TRAIN:
@@ -64,6 +66,7 @@ def _chunk_sums(
     ranks: Ranks,
     seed: int,
     eval_batch_size: int | None,
+    progress: Callable[[], None],
 ) -> Tensor:
     """float64 [num_chunks, k] in host memory, complete on every rank."""
     num_chunks = workload.num_chunks(split, eval_batch_size)
@@ -76,6 +79,7 @@ def _chunk_sums(
         on_device = workload.finish_batch(to_device(batch, ranks.device))
         chunks.append(chunk)
         sums.append(workload.evaluate_chunk(model, forward, on_device))
+        progress()
     (width,) = ranks.maximum(len(sums[0]) if sums else 0)  # a rank without a chunk learns the row's length
     rows = torch.zeros(num_chunks, int(width), dtype=torch.float64)
     if sums:

@@ -50,7 +50,7 @@ class TuneOptions(TrialOptions):
     retries: int = 3
     """How often a trial that was killed from outside is taken up again."""
     hang_timeout: float = 1800.0
-    """Seconds without a step or a change of phase after which a trial is killed."""
+    """Seconds without a step, a change of phase, or progress of an evaluation, after which a trial is killed."""
     probe_steps: int = 20
     """Steps of the short run that measures what a workload costs here, if no trial of it has; 0: no estimate."""
 

@@ -154,7 +154,8 @@ class Watched:
         command: what to run.
         directory: of the trial; its heartbeat file is read.
         log: file to which the child's output is appended.
-        hang_timeout: seconds without a step or a change of phase after which the child is killed.
+        hang_timeout: seconds without a step, a change of phase, or a sign of life in an evaluation, after which the
+            child is killed.
         environment: more variables for the child.
         processors: the logical processors that the child may use; `None`: as this process.
     """
@@ -171,6 +172,7 @@ class Watched:
     ) -> None:
         self.directory = directory
         self.phase, self.step = Phase.SETUP, 0
+        self._beat: tuple[int, Phase, float] | None = None
         self.stopping = False
         self._token = f"{os.getpid()} {time.monotonic_ns()} {directory}"
         self._heartbeat = directory / "heartbeat"
@@ -238,9 +240,10 @@ class Watched:
         now = time.monotonic()
         passed, self._looked = now - self._looked, now
         beat = read_heartbeat(self._heartbeat)
-        if beat is not None and (beat[1], beat[0]) != (self.phase, self.step):
-            self.step, self.phase = beat[0], beat[1]
-            self._moved = now
+        if beat is not None and beat != self._beat:
+            if (beat[0], beat[1]) != (self.step, self.phase) or beat[1] not in TIMED_PHASES:
+                self._moved = now  # the harness beats within a long evaluation; a step that hangs does not count as one
+            self._beat, self.step, self.phase = beat, beat[0], beat[1]
         if passed > GAP_SECONDS:
             self._unobserved += passed
             self._moved = now

@@ -256,6 +256,7 @@ class Trial:
             self.ranks,
             seed=self.rules.eval_seed,
             eval_batch_size=self.rules.eval_batch_size,
+            progress=lambda: self._beat(step),
         )
         self.guards.after_evaluation(step)
         injected = self.clock.injected

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from algoperf_torch.errors import Preempted, UsageError
+from algoperf_torch.errors import LogError, Preempted, UsageError
 from algoperf_torch.runner.launch.local import to_arguments
 from algoperf_torch.runner.plan import (
     Cost,
@@ -95,16 +95,23 @@ def tune(options: TuneOptions, *, command: CommandOf | None = None, facts: Submi
     """
     console = _console()
     facts = facts or facts_of(options)
+    plan = make_plan(options, facts)
+    slots = _Slots(options, plan.ranks)
     adopt_orphans()
-    with _stop_requests() as stop, _locks(make_plan(options, facts)):
-        _settle(make_plan(options, facts), stop, console)
-        plan = make_plan(options, facts)  # again, now that nobody else changes it
-        slots = _Slots(options, plan.ranks)
-        if plan.to_run:
-            plan = _measured(plan, options, command or trial_command, slots, stop, console)
+    with _stop_requests() as stop, _locks(plan):
+        _settle(plan, stop, console)
+        plan = make_plan(options, facts)  # again, now that nobody else changes what is there
+        plan = _measured(plan, options, command or trial_command, slots, stop, console)
         _show(plan, len(slots.free), console)
         supervisor = _Supervisor(plan, options, command or trial_command, slots, stop, console)
-        supervisor.run()
+        try:
+            supervisor.run()
+        except OSError as error:
+            raise UsageError(
+                f"Cannot write to {options.out}: {error.strerror or error}. The same command goes on."
+            ) from error
+        finally:
+            supervisor.kill_all()
         return supervisor.report()
 
 
@@ -260,7 +267,8 @@ def _wait_for_orphan(trial: PlannedTrial, stop: _Stop, console: Console) -> None
             process = read_json(trial.directory / "trial.json")["process"]
             if not _is_alive(process):
                 raise UsageError(f"{trial.directory}: a process that an earlier trial has left behind holds its lock.")
-            psutil.Process(process["pid"]).kill()
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(process["pid"]).kill()
             deadline += STOP_SECONDS
         time.sleep(POLL_SECONDS)
 
@@ -412,6 +420,14 @@ class _Supervisor:
             self._running.append(_Running(trial, watched, slot, attempts))
             self.console.print(f"[dim]{'taking up' if resumed else 'starting'} {trial.label}[/]")
 
+    def kill_all(self) -> None:
+        """Leaves no trial behind, whatever happened here."""
+        for running in self._running:
+            running.watched.stop()
+            running.watched.stop()
+            while running.watched.poll() is None:
+                time.sleep(POLL_SECONDS)
+
     def _stop_all(self, *, again: bool) -> None:
         for running in self._running:
             running.watched.stop()
@@ -420,20 +436,22 @@ class _Supervisor:
 
     def _finish(self, running: _Running, ended: Ended) -> None:
         trial, words = running.trial, running.watched.last_words()
-        summary = close(trial.directory, running.attempts, ended, words)
+        try:
+            summary = close(trial.directory, running.attempts, ended, words)
+        except LogError as error:  # its trial.json is damaged; that is this trial's trouble alone
+            summary, words = None, str(error)
         if summary is None:
-            status, message = verdict(ended)[0], words
+            status = verdict(ended)[0]
             result = _Result(None, True, words)
         else:
             status = Status(summary["status"])
-            message = summary.get("error", {}).get("message", "")
-            result = _Result(status, summary["void"], message)
+            result = _Result(status, summary["void"], summary.get("error", {}).get("message", ""))
         self.results[trial.directory] = result
         self._tell(trial, result, summary, ended)
         if status is Status.PREEMPTED and not self.stop:
             self._take_up(trial)
         elif summary is None and ended.exit_code == UsageError.exit_code:
-            self._refused[trial.options.workload] = message
+            self._refused[trial.options.workload] = words
         elif summary is not None and summary["submission"]["digest"] != self.plan.submission.digest:
             self._pending.clear()
             self.console.print("[red]The submitted code has changed since the start; no further trial is started.[/]")

@@ -65,7 +65,15 @@ if mode.startswith("exit "):  # exit PHASE
 if mode.startswith("hang "):  # hang PHASE: deaf to requests
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     enter(Phase[mode.split()[1].upper()], 3600)
+if mode == "slow evaluation":
+    heartbeat.enter(Phase.EVALUATION, 3)
+    for _ in range(30):
+        time.sleep(0.2)
+        heartbeat.beat(3)
 enter(Phase.TRAINING, 0.1)
+if mode == "scribble":
+    (directory / "trial.json").write_text("{")
+    os._exit(0)
 if mode == "segfault":
     os.kill(os.getpid(), signal.SIGSEGV)
 if mode == "kill" or (mode in ("kill once", "kill once without a checkpoint") and context["trial"] and not resumed):

@@ -1,5 +1,6 @@
 """The supervisor with trials that end in every way: what is recorded, what is run again, what is left behind."""
 
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from algoperf_torch.runner import tune as tune_module
 from algoperf_torch.runner.plan import State, SubmissionFacts, make_plan
 from algoperf_torch.runner.record import read_heartbeat
 from algoperf_torch.runner.status import Phase
-from algoperf_torch.runner.supervise import read_attempts
+from algoperf_torch.runner.supervise import is_locked, read_attempts
 from algoperf_torch.runner.tune import TuneOptions, tune
 from algoperf_torch.spec import Ruleset
 
@@ -116,14 +117,41 @@ def test_every_end_gets_its_name_and_the_next_trial_runs(options, tmp_path, mode
 )
 def test_a_trial_that_hangs_is_killed_and_its_stacks_are_in_the_log(options, tmp_path, phase, status, void):
     command = fake_command({(0, 1): f"hang {phase}"})
-    tune(options(trials=(1, 2), hang_timeout=2.0), command=command, facts=FACTS)
+    tune(options(trials=(1, 2), hang_timeout=4.0), command=command, facts=FACTS)
     first = summary(tmp_path)
     assert (first["status"], first["void"]) == (status, void)
     assert f"Hung while in phase {phase}" in first["error"]["message"]
-    assert first["supervisor"]["phase_seconds"][phase] == pytest.approx(2.0, abs=1.5)
+    assert first["supervisor"]["phase_seconds"][phase] == pytest.approx(4.0, abs=2.0)
     log = trial_folder(tmp_path).parent / "output_trial_1.log"
     assert "fake_trial.py" in log.read_text()
     assert summary(tmp_path, trial=2)["status"] == "reached"
+
+
+def test_a_long_evaluation_that_goes_on_is_no_hang(options, tmp_path):
+    command = fake_command({(0, 1): "slow evaluation"})
+    assert tune(options(trials=(1,), hang_timeout=4.0), command=command, facts=FACTS) == 0
+    assert summary(tmp_path)["status"] == "reached"
+
+
+def test_a_trial_that_damages_its_record_is_alone_in_trouble(options, tmp_path, capsys):
+    assert tune(options(trials=(1, 2)), command=fake_command({(0, 1): "scribble"}), facts=FACTS) == 1
+    assert "Cannot read" in capsys.readouterr().out
+    assert summary(tmp_path, trial=2)["status"] == "reached"
+
+
+def test_a_full_disk_ends_the_supervisor_with_a_message_and_leaves_nothing_running(options, tmp_path, monkeypatch):
+    begin_attempt = tune_module.begin_attempt
+
+    def full(directory, *, resumed):
+        if directory.name == "trial_2":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+        return begin_attempt(directory, resumed=resumed)
+
+    monkeypatch.setattr(tune_module, "begin_attempt", full)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(UsageError, match="No space left on device"):
+        tune(options(jobs=2), command=fake_command({(0, 1): "hang training"}), facts=FACTS)
+    assert not is_locked(trial_folder(tmp_path))
 
 
 def test_a_trial_killed_from_outside_is_resumed(options, tmp_path):
