@@ -171,7 +171,7 @@ class _Bound:
 class Identities:
     """What the names of the clock, of torch and of the harness were bound to when this was made.
 
-    A name that torch rebinds to code of its own (the compiler does) has not changed.
+    A function that torch has wrapped in one of its own (the compiler does) has not changed.
     """
 
     def __init__(self) -> None:
@@ -223,12 +223,12 @@ class Identities:
             for key, bound in before.items():
                 if key not in now:
                     found.append(f"{name}.{key} (deleted)")
-                elif not bound.same(now[key]) and not _rebound_by_owner(name, now[key]):
+                elif not bound.same(now[key]) and not _wrapped_by_torch(now[key], bound.target):
                     found.append(f"{name}.{key}")
             found += [
                 f"{name}.{key} (added)"
                 for key, value in _callables(namespace)
-                if key not in before and _hides(namespace, key) and not _rebound_by_owner(name, value)
+                if key not in before and _hides(namespace, key) and not _wrapped_by_torch(value, nn.Module._call_impl)
             ]
         return [name for name in found if name not in _MAY_CHANGE]
 
@@ -255,14 +255,12 @@ def _callables(namespace: Any) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in list(vars(namespace).items()) if callable(v) or issubclass(type(v), kinds)]
 
 
-def _rebound_by_owner(name: str, value: Any) -> bool:
-    """Whether a name of torch or of this package now is bound to other code of torch or of this package."""
-    if not name.startswith(("torch", "algoperf_torch", "model", "workload")):
+def _wrapped_by_torch(value: Any, original: Any) -> bool:
+    """Whether `value` is a function of torch around `original`, in whatever way it refers to it."""
+    if not isinstance(value, types.FunctionType) or not value.__code__.co_filename.startswith(_TORCH_DIRECTORY):
         return False
-    function = root(value)
-    return isinstance(function, types.FunctionType) and function.__code__.co_filename.startswith(
-        (_TORCH_DIRECTORY, _OWN_DIRECTORY)
-    )
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    return root(value) is root(original) or any(item is original for item in held)
 
 
 def root(value: Any) -> Any:

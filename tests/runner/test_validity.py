@@ -558,6 +558,26 @@ def test_patched_function_is_named(owner, name, reason, rig):
     assert reason in "".join(flag.reason for flag in trial.guards.flags if flag.name == "identity")
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (functional, "cross_entropy", functional.mse_loss),
+        (functional, "nll_loss", torch.compiler.disable(functional.mse_loss)),
+        (clock.WallClock, "stop", clock.WallClock.start),
+    ],
+    ids=["torch by torch", "torch by a wrapper of torch", "ours by ours"],
+)
+def test_one_function_cannot_stand_in_for_another(owner, name, value, rig):
+    trial = rig().build().train(during=lambda r: patch(r, owner, name, value))
+    assert name in trial.guards.flags[0].reason
+
+
+def test_compiling_the_model_in_place_is_no_override(rig):
+    trial = rig(disabled={"data_stall", "step_time"}).build()
+    trial.train(during=lambda r: r.model.compile(backend="eager")).evaluate()
+    assert trial.guards.flags == []
+
+
 def test_code_swapped_inside_a_function_is_seen(rig):
     trial = rig().build()
     original = functional.l1_loss.__code__
