@@ -108,8 +108,12 @@ def fill() -> Callable:
 
     @torch.no_grad()
     def fill_(model: torch.nn.Module) -> torch.nn.Module:
+        known: dict[tuple[int, ...], torch.Tensor] = {}
         for parameter in model.parameters():
-            parameter.copy_(torch.from_numpy(values(tuple(parameter.shape))))
+            shape = tuple(parameter.shape)
+            if shape not in known:
+                known[shape] = torch.from_numpy(values(shape))
+            parameter.copy_(known[shape])
         return model
 
     return fill_

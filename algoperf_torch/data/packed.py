@@ -70,7 +70,7 @@ class PartWriter:
 
     def __init__(self, folder: Path, job: Job) -> None:
         self.job = job
-        self._folder = folder
+        self.folder = folder
         self._name = f"{job.split.value}/{job.name}"
         self._files: dict[str, _ArrayFile] = {}
         self._lengths: dict[str, list[Array]] = {}
@@ -94,7 +94,7 @@ class PartWriter:
 
     def _file(self, array: str, rows: Array) -> _ArrayFile:
         if array not in self._files:
-            folder = self._folder / self._name
+            folder = self.folder / self._name
             folder.mkdir(parents=True, exist_ok=True)
             self._files[array] = _ArrayFile(folder / f"{array}.npy", rows.dtype, rows.shape[1:])
         return self._files[array]
@@ -116,7 +116,7 @@ class PartWriter:
         for file in self._files.values():
             file.close()
         names = [f"{self._name}/{array}.npy" for array in sorted(self._files)]
-        records = tuple(_file_record(self._folder, name) for name in names)
+        records = tuple(_file_record(self.folder, name) for name in names)
         return PartRecord(split=self.job.split.value, name=self.job.name, examples=examples, files=records)
 
     def abandon(self) -> None:
@@ -200,6 +200,15 @@ class Packing:
             self._progress(len(done), len(jobs), f"{record.split}/{record.name}")
         self.parts += [done[index] for index in range(len(jobs))]
 
+    def join(self, split: Split) -> None:
+        """Makes one part of all parts of a split, in their order, so that its arrays can be mapped as one."""
+        parts = [part for part in self.parts if part.split == split.value]
+        if len(parts) < 2:
+            return
+        job = Job(split, "joined", [(part.name, part.examples) for part in parts])
+        record = _read_journal(self.folder, job) or _write_part(self.folder, job, _copy_parts)
+        self.parts[:] = [part for part in self.parts if part.split != split.value] + [record]
+
     def _write_parts(
         self, jobs: Sequence[Job], missing: Sequence[int], write: Callable[[PartWriter, Any], None]
     ) -> Iterator[tuple[int, PartRecord]]:
@@ -221,6 +230,23 @@ class Packing:
             finally:
                 for future in futures:
                     future.cancel()
+
+
+def _copy_parts(writer: PartWriter, sources: Sequence[tuple[str, int]]) -> None:
+    parts = [PackedPart(writer.folder / writer.job.split.value / name, name, examples) for name, examples in sources]
+    names = sorted(path.stem for path in parts[0].files())
+    for name in names:
+        if name.endswith("_offsets"):
+            continue
+        ragged = f"{name}_offsets" in names
+        by_example = all(len(part.array(name)) == part.num_examples for part in parts)
+        for part in parts:
+            if ragged:
+                writer.append_ragged(name, part.array(name), part.ragged(name).lengths)
+            elif by_example:
+                writer.append(name, part.array(name))
+            else:
+                writer.append_flat(name, part.array(name))
 
 
 def _write_part(folder: Path, job: Job, write: Callable[[PartWriter, Any], None]) -> PartRecord:
@@ -339,6 +365,7 @@ def pack(
         facts = fill(packing)
         manifest = _manifest(packing, dataset, preparation, synthetic, {**facts, "settings": settings})
         shutil.rmtree(partial / JOURNAL)
+        _remove_joined(partial, packing.parts)
         (partial / SETTINGS).unlink()
         write_manifest(partial, manifest)
         stamp(partial, manifest)
@@ -347,6 +374,15 @@ def pack(
         partial.replace(out)
     (out / ".lock").unlink(missing_ok=True)
     return manifest
+
+
+def _remove_joined(folder: Path, parts: Sequence[PartRecord]) -> None:
+    """Parts that were copied into a joined one have served."""
+    kept = {folder / part.split / part.name for part in parts}
+    for split in {part.split for part in parts}:
+        for path in (folder / split).iterdir():
+            if path not in kept:
+                shutil.rmtree(path)
 
 
 def _begin(partial: Path, settings: Mapping[str, Any]) -> None:
@@ -359,8 +395,8 @@ def _begin(partial: Path, settings: Mapping[str, Any]) -> None:
         for path in partial.iterdir():
             if path.name != ".lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (partial / JOURNAL).mkdir()
         _write_json(partial / SETTINGS, settings)
+    (partial / JOURNAL).mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -416,6 +452,9 @@ class PackedPart:
         self.num_examples = num_examples
         self._folder = folder
         self._arrays: dict[str, Array] = {}
+
+    def files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.npy"))
 
     def array(self, name: str) -> Array:
         """Read-only array, one row per example (or the bare values of a ragged one)."""

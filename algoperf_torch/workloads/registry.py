@@ -48,6 +48,10 @@ WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module
     "ogbg_gelu": "ogbg",
     "ogbg_model_size": "ogbg",
     "ogbg_silu": "ogbg",
+    "wmt": "wmt",
+    "wmt_attention_temp": "wmt",
+    "wmt_glu_tanh": "wmt",
+    "wmt_post_ln": "wmt",
 }
 
 

@@ -79,6 +79,33 @@ def test_round_trip(tmp_path, workers):
     assert not list(out.glob(".*"))
 
 
+def fill_and_join(packing, write):
+    packing.run(JOBS, write)
+    packing.join(Split.TRAIN)
+    packing.join(Split.VALIDATION)  # a single part stays as it is
+    return {}
+
+
+def write_with_flat(part, seed):
+    write_numbers(part, seed)
+    part.append_flat("beside", np.arange(5 * seed))
+
+
+def test_parts_can_be_joined(tmp_path):
+    out = tmp_path / "packed"
+    fill_it = partial(fill_and_join, write=write_with_flat)
+    pack(out, fill_it, dataset="numbers", preparation=3, settings={})
+    (part,) = opened(out).split(Split.TRAIN).parts
+    assert part.num_examples == 36
+    np.testing.assert_array_equal(part.array("fixed"), np.concatenate([rows_of(seed)[0] for seed in (1, 2, 3)]))
+    np.testing.assert_array_equal(part.array("beside"), np.concatenate([np.arange(5 * seed) for seed in (1, 2, 3)]))
+    ragged = part.ragged("ragged")
+    np.testing.assert_array_equal(ragged.values, np.concatenate([rows_of(seed)[1] for seed in (1, 2, 3)]))
+    np.testing.assert_array_equal(ragged.lengths, np.concatenate([rows_of(seed)[2] for seed in (1, 2, 3)]))
+    assert [path.name for path in (out / "train").iterdir()] == ["joined"]
+    assert [part.name for part in opened(out).split(Split.VALIDATION).parts] == ["a"]
+
+
 def test_rows_across_parts(tmp_path):
     make(tmp_path / "packed")
     train = opened(tmp_path / "packed").split(Split.TRAIN)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -181,49 +182,46 @@ class DecoderLayer(nn.Module):
 
     def _self_attention_step(self, y: Tensor, cache: LayerCache, position: int) -> Tensor:
         attention = self.self_attn
-        heads = attention.num_heads
-        query, key, value = (part.unflatten(-1, (heads, -1)) for part in attention.in_proj(y).chunk(3, dim=-1))
-        cache.key[position] = key
-        cache.value[position] = value
+        projected = attention.in_proj(y).unflatten(-1, (3, attention.num_heads, -1))  # [N, 3, H, D / H]
+        cache.own[position].copy_(projected[:, 1:].transpose(0, 1))
         # [N, H, 1, D / H] against the positions written so far, [N, H, position + 1, D / H]
-        keys = cache.key[: position + 1].permute(1, 2, 0, 3)
-        values = cache.value[: position + 1].permute(1, 2, 0, 3)
-        scores = torch.matmul(query.unsqueeze(2) * attention.scale, keys.mT)
+        keys, values = cache.own[: position + 1].permute(1, 2, 3, 0, 4)
+        scores = torch.matmul(projected[:, 0].unsqueeze(2) * attention.scale, keys.mT)
         mixed = torch.matmul(scores.softmax(dim=-1), values)
         out: Tensor = attention.out_proj(mixed.flatten(1))
         return out
 
 
-@dataclass
-class LayerCache:
-    """What one decoder layer keeps between steps. Positions come first, so that those written are one block."""
+class LayerCache(NamedTuple):
+    """What one decoder layer keeps between steps for N = B * beams rows."""
 
-    key: Tensor  # [max_length, B * beams, H, D / H]
-    value: Tensor  # same
-    memory_key: Tensor  # [B, H, S, D / H]
+    own: Tensor  # [max_length, 2, N, H, D / H]: keys and values of self-attention
+    memory_key: Tensor  # [B, H, S, D / H], of cross-attention
     memory_value: Tensor  # same
 
 
-@dataclass
 class DecoderCache:
-    """State of incremental decoding for B items with `beams` rows each."""
+    """State of incremental decoding. Positions come first in memory, so that those written so far are one block."""
 
-    layers: list[LayerCache]
-    cross_mask: Tensor  # [B, 1, 1, S]
+    def __init__(self, own: Tensor, memory: list[tuple[Tensor, Tensor]], cross_mask: Tensor) -> None:
+        self.own = own  # [max_length, layers, 2, N, H, D / H]
+        self.memory = memory  # keys and values of every layer
+        self.cross_mask = cross_mask  # [B, 1, 1, S]
+
+    def layer(self, index: int) -> LayerCache:
+        return LayerCache(self.own[:, index], *self.memory[index])
 
     def reorder(self, rows: Tensor, length: int) -> None:
         """Row i becomes what row `rows[i]` was, over the first `length` positions."""
-        for layer in self.layers:
-            for stored in (layer.key, layer.value):
-                stored[:length] = stored[:length].index_select(1, rows)
+        written = self.own[:length]
+        written.copy_(written.index_select(3, rows))
 
-    def keep_items(self, items: Tensor, beams: int) -> None:
-        """Drops all items but the given ones."""
+    def keep(self, items: Tensor) -> None:
+        """Drops all items but the given ones, with their rows."""
+        beams = self.own.shape[3] // self.cross_mask.shape[0]
         rows = (items.unsqueeze(1) * beams + torch.arange(beams, device=items.device)).flatten()
-        for layer in self.layers:
-            layer.key, layer.value = layer.key.index_select(1, rows), layer.value.index_select(1, rows)
-            layer.memory_key = layer.memory_key.index_select(0, items)
-            layer.memory_value = layer.memory_value.index_select(0, items)
+        self.own = self.own.index_select(3, rows)
+        self.memory = [(key.index_select(0, items), value.index_select(0, items)) for key, value in self.memory]
         self.cross_mask = self.cross_mask.index_select(0, items)
 
 
@@ -349,16 +347,20 @@ class Transformer(nn.Module):
     def start_decoding(self, inputs: Tensor, beams: int, max_length: int) -> DecoderCache:
         """Encodes [B, S] and makes room for `max_length` target positions of `beams` rows per item."""
         memory = self.encode(inputs)
-        empty = memory.new_zeros(max_length, inputs.shape[0] * beams, self.num_heads, self.width // self.num_heads)
-        layers = [
-            LayerCache(empty.clone(), empty.clone(), *layer.cross_attn.keys_values(memory))  # type: ignore[operator, union-attr]
-            for layer in self.decoder_layers
-        ]
-        return DecoderCache(layers, additive_mask((inputs > 0).unsqueeze(1)))
+        size = (
+            max_length,
+            len(self.decoder_layers),
+            2,
+            inputs.shape[0] * beams,
+            self.num_heads,
+            self.width // self.num_heads,
+        )
+        keys_values = [layer.cross_attn.keys_values(memory) for layer in self.decoder_layers]  # type: ignore[operator, union-attr]
+        return DecoderCache(memory.new_empty(size), keys_values, additive_mask((inputs > 0).unsqueeze(1)))
 
     def decode_step(self, tokens: Tensor, position: int, cache: DecoderCache) -> Tensor:
         """Logits [B * beams, vocab_size] of the token after `tokens` [B * beams], which stand at `position`."""
         x = self.embedding(tokens) + self.positions[position]
-        for layer, layer_cache in zip(self.decoder_layers, cache.layers, strict=True):
-            x = layer.step(x, layer_cache, position, cache.cross_mask)  # type: ignore[operator]
+        for index, layer in enumerate(self.decoder_layers):
+            x = layer.step(x, cache.layer(index), position, cache.cross_mask)  # type: ignore[operator]
         return self.logits(self.decoder_norm(x))
