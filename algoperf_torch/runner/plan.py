@@ -381,10 +381,15 @@ def plan_lines(plan: Plan, jobs: int) -> list[str]:
         f"{plan.submission.name}, version {plan.version.name}, {plan.ruleset} ruleset, run seed {plan.run_seed}",
         f"{len(plan.trials)} trial{'s' if len(plan.trials) > 1 else ''} ({counts}), {ranks}{at_once}",
     ]
+    if not plan.to_run:
+        return lines
     total, at_hint = plan.total_seconds(), plan.total_seconds(at_hint=True)
-    if plan.to_run and total is not None and at_hint is not None:
+    budgets = sum(budget_of(trial.options, plan.version).seconds for trial in plan.to_run)
+    if total is not None and at_hint is not None:
         lines.append(
             f"to run: at most {duration(total / jobs)} on this machine; {duration(at_hint / jobs)} if every trial takes its "
             "step hint; less where targets are reached"
         )
+    elif math.isfinite(budgets):
+        lines.append(f"to run: budgets of {duration(budgets / jobs)}, set-up and evaluations not counted")
     return lines

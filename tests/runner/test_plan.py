@@ -1,13 +1,26 @@
 """Costs, durations, and what the plan learns of a submission."""
 
 import csv
+import dataclasses
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from algoperf_torch.errors import UsageError
 from algoperf_torch.runner.options import Budget
-from algoperf_torch.runner.plan import Cost, TuneOptions, cost_of, duration, facts_of
+from algoperf_torch.runner.plan import (
+    Cost,
+    SubmissionFacts,
+    TuneOptions,
+    cost_of,
+    duration,
+    facts_of,
+    make_plan,
+    plan_lines,
+    plan_table,
+)
 from algoperf_torch.spec import Ruleset
 
 COST = Cost(setup=30, first_step=5, step=0.1, first_evaluation=4, evaluation=2)
@@ -72,6 +85,35 @@ def test_trials_that_have_not_come_far_tell_no_cost(tmp_path):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def planned(tmp_path, costs, **others):
+    facts = SubmissionFacts(name="fake", digest="d", points={0: [{}, {}], 2: [{}, {}]})
+    options = TuneOptions(submission="fake", workloads=("digits",), studies=(0, 2), out=tmp_path, **others)
+    return dataclasses.replace(make_plan(options, facts), costs=costs)
+
+
+def test_totals(tmp_path):
+    plan = planned(tmp_path, {"digits": COST}, budget="100s", eval_period=10.0)
+    assert plan.seconds("digits") == 30 + 100 + 4 + 10 * 2
+    assert plan.total_seconds() == 4 * plan.seconds("digits")
+    assert plan.total_seconds(at_hint=True) < plan.total_seconds()
+    assert plan_lines(plan, 2)[-1].startswith(f"to run: at most {duration(2 * plan.seconds('digits'))} on this machine")
+
+
+def test_totals_of_what_is_not_measured(tmp_path):
+    plan = planned(tmp_path, {}, budget="100s")
+    assert plan.seconds("digits") is None
+    assert plan.total_seconds() is None
+    assert plan_lines(plan, 1)[-1] == "to run: budgets of 6 min 40 s, set-up and evaluations not counted"
+
+
+def test_the_table_shows_every_workload(tmp_path):
+    console = Console(width=200, file=io.StringIO())
+    console.print(plan_table(planned(tmp_path, {"digits": COST}, max_steps=50)))
+    shown = console.file.getvalue()
+    for cell in ("digits", "accuracy > ", ", 50 steps", "4 of 4", "100 ms", "2.0 s"):
+        assert cell in shown
 
 
 # ---------------------------------------------------------------- the submission, in a process of its own
