@@ -225,11 +225,10 @@ class Identities:
                     found.append(f"{name}.{key} (deleted)")
                 elif not bound.same(now[key]) and not _wrapped_by_torch(now[key], bound.target):
                     found.append(f"{name}.{key}")
-            found += [
-                f"{name}.{key} (added)"
-                for key, value in _callables(namespace)
-                if key not in before and _hides(namespace, key) and not _wrapped_by_torch(value, nn.Module._call_impl)
-            ]
+            for key, value in _callables(namespace):
+                hidden = _MISSING if key in before else _hidden(namespace, key)
+                if hidden is not _MISSING and not _wrapped_by_torch(value, hidden):
+                    found.append(f"{name}.{key} (added)")
         return [name for name in found if name not in _MAY_CHANGE]
 
 
@@ -241,13 +240,16 @@ def _resolve(name: str) -> Any:
     return value
 
 
-def _hides(namespace: Any, key: str) -> bool:
-    """Whether a name added here takes the place of an inherited method, a class's method, or a builtin function."""
-    if isinstance(namespace, type):
-        return any(key in vars(base) for base in namespace.__mro__[1:])
+_MISSING = object()
+
+
+def _hidden(namespace: Any, key: str) -> Any:
+    """What a name that is added here takes the place of: inherited, the class's, or builtin; else `_MISSING`."""
     if isinstance(namespace, types.ModuleType):
-        return hasattr(builtins, key)
-    return any(key in vars(base) for base in type(namespace).__mro__)
+        return getattr(builtins, key, _MISSING)
+    bases = namespace.__mro__[1:] if isinstance(namespace, type) else type(namespace).__mro__
+    found = next((vars(base)[key] for base in bases if key in vars(base)), _MISSING)
+    return nn.Module._call_impl if key == "_compiled_call_impl" else found  # set by `model.compile()`
 
 
 def _callables(namespace: Any) -> list[tuple[str, Any]]:
