@@ -109,9 +109,9 @@ class OptimizerAlgorithm(TrainingAlgorithm):
                 group["initial_lr"] = float(group["lr"])
                 if isinstance(self.optimizer, BaseOptimizer):  # a tensor: changing it never recompiles
                     group["lr"] = torch.tensor(group["initial_lr"], dtype=torch.float32, device=context.device)
-        self._has_modes = all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval"))
-        self._batch_norm = BatchNormRecomputation(model) if self._has_modes else None
-        if self._has_modes:
+        has_modes = all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval"))
+        self._batch_norm = BatchNormRecomputation(model) if has_modes else None
+        if has_modes:
             self.optimizer.train()  # type: ignore[attr-defined]
         if self.options.dropout_rate is not None:
             context.set_dropout(self.options.dropout_rate)
@@ -139,14 +139,17 @@ class OptimizerAlgorithm(TrainingAlgorithm):
     @classmethod
     def sort_hyperparameters(cls, hyperparameters: Mapping[str, Any]) -> Options:
         """The hyperparameters, sorted by who takes them. Raises `HyperparameterError`."""
-        label = cls.label or cls.__name__
         refused = [name for name in hyperparameters if cls.accepts is not None and name not in cls.accepts]
         if refused:
             accepted = ", ".join(sorted(cls.accepts or ())) or "none"
-            raise HyperparameterError(f"{label} has no hyperparameter {refused[0]!r}. Accepted: {accepted}.")
+            raise HyperparameterError(f"{cls._name()} has no hyperparameter {refused[0]!r}. Accepted: {accepted}.")
         return sort_hyperparameters(
-            hyperparameters, cls.optimizer_class, schedule=cls.schedule, label=label, defaults=cls.defaults
+            hyperparameters, cls.optimizer_class, schedule=cls.schedule, label=cls._name(), defaults=cls.defaults
         )
+
+    @classmethod
+    def _name(cls) -> str:
+        return cls.label or cls.__name__
 
     @classmethod
     def check_hyperparameters(cls, hyperparameters: Hyperparameters) -> None:
@@ -161,13 +164,13 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         except AlgoPerfError:
             raise
         except Exception as error:
-            label = cls.label or cls.__name__
+            reason = _first_line(error)
             if _accepts(cls.optimizer_class, options):
                 raise SubmissionLoadError(
-                    f"{label} cannot be built over this model's parameters: {_first_line(error)}"
+                    f"{cls._name()} cannot be built over this model's parameters: {reason}"
                 ) from error
             given = ", ".join(f"{name}={value!r}" for name, value in options.items()) or "no arguments"
-            raise HyperparameterError(f"{label} cannot be built with {given}: {_first_line(error)}") from error
+            raise HyperparameterError(f"{cls._name()} cannot be built with {given}: {reason}") from error
 
     def _steps_with_closure(self) -> bool:
         if self.needs_closure is not None:
@@ -198,7 +201,7 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         Returns this rank's share of the mean loss, detached; the average over the ranks is the mean itself.
         """
         context, smoothing = self.context, self.options.label_smoothing
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         if context.num_microbatches == 1:
             outputs = context.forward(batch, update_batch_norm=update_batch_norm)
             loss = context.mean_loss(outputs, batch, smoothing)
@@ -238,7 +241,7 @@ class OptimizerAlgorithm(TrainingAlgorithm):
 
         self._step(closure)
         if not first:
-            raise SubmissionError(f"{self.label}: step() never evaluated its closure.")
+            raise SubmissionError(f"{self._name()}: step() never evaluated its closure.")
         return first[0]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> None:
@@ -250,7 +253,9 @@ class OptimizerAlgorithm(TrainingAlgorithm):
             if self.updates or isinstance(self.optimizer, BaseOptimizer):
                 raise
             raised = f"{type(error).__name__}: {_first_line(error)}"
-            raise SubmissionError(f"{self.label} cannot train this model: its first step() raised {raised}") from error
+            raise SubmissionError(
+                f"{self._name()} cannot train this model: its first step() raised {raised}"
+            ) from error
 
     def _apply_schedule(self) -> float:
         """Sets the learning rates of this update; returns that of the first group (NaN without one)."""
@@ -296,9 +301,6 @@ class BaseOptimizer(Optimizer):
     Parameters without a gradient are skipped. Every parameter's state holds `step`, a 0-d tensor on its device that
     counts its updates and is 1 in the first. Loaded state keeps its dtype (`torch.optim` casts it to the parameter's).
     """
-
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
 
     def init_state(self, param: Tensor) -> dict[str, Any]:  # noqa: ARG002
         """The state of one parameter before its first update."""
@@ -356,8 +358,8 @@ class BaseOptimizer(Optimizer):
             if not state:
                 state["step"] = torch.zeros((), dtype=state_dtype(param), device=param.device)
                 state.update(self.init_state(param))
-            state["step"] += 1
             states.append(state)
+        torch._foreach_add_([state["step"] for state in states], 1)
         return states
 
     @torch.no_grad()
