@@ -14,10 +14,10 @@ demo: $(READY)
 	$(BIN)/python -m algoperf_torch.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
