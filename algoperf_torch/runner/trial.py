@@ -131,8 +131,9 @@ class Trial:
             self._step_seconds = (elapsed - checked_seconds) / (step - checked_step)
             if (status := self._check(step, elapsed)) is not None:
                 return status
+            at_most = 2 * (step - checked_step)  # a step time that was measured over few steps is not trusted for many
             checked_step, checked_seconds = step, max(elapsed, self.state.submission_seconds)  # equal on all ranks
-            next_check = step + self._steps_ahead(step, checked_seconds)
+            next_check = step + min(at_most, self._steps_ahead(step, checked_seconds))
 
     def _check(self, step: int, elapsed: float) -> Status | None:
         """Decides what is due at this step; None while the trial goes on."""
