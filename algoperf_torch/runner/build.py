@@ -269,7 +269,13 @@ def build_trial(
     seconds.lap("init")
     parts.guards.built(algorithm, context)
     if options.compile and parts.version.protocol.compile_policy == "prewarmed":
-        warm_up(engine, make_batch(0), ranks, eval_batch_size=rules.eval_batch_size)
+        warm_up(
+            engine,
+            make_batch(0),
+            ranks,
+            eval_batch_size=rules.eval_batch_size,
+            first_part=lambda batch: next(context.microbatches(batch, context.num_microbatches)),
+        )
     seconds.lap("warm_up")
     trial = Trial(
         rules=rules,

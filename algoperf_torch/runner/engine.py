@@ -85,17 +85,25 @@ def build_engine(
     return ModelEngine(workload, model, training, inner, loss)
 
 
-def warm_up(engine: ModelEngine, batch: Batch, ranks: Ranks, *, eval_batch_size: int | None) -> None:
+def warm_up(
+    engine: ModelEngine,
+    batch: Batch,
+    ranks: Ranks,
+    *,
+    eval_batch_size: int | None,
+    first_part: Callable[[Batch], Batch],
+) -> None:
     """Compiles the harness's own graphs before the clock: forward, loss, backward, evaluation.
 
-    Parameters, running statistics, gradients and random state are left as they were.
+    `first_part` cuts from a batch what one pass of the trial takes; graphs are compiled for its shape. Parameters,
+    running statistics, gradients and random state are left as they were.
     """
     model = engine.model
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     saved: list[Tensor] = [statistic.clone() for statistic in running_statistics(model)]
     with torch.random.fork_rng(devices=devices):
         model.train()
-        batch = engine.workload.finish_batch(to_device(batch, ranks.device))
+        batch = first_part(engine.workload.finish_batch(to_device(batch, ranks.device)))
         for _ in range(2):  # the second pass runs with the gradient buckets in their final order
             output = engine.loss(engine.forward_compiled(batch), batch, 0.0)
             (output.summed / output.n_valid).backward()
