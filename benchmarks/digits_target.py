@@ -1,8 +1,9 @@
-"""Sets the target of the workload digits by the paper's procedure (section 4.3): tune, repeat the best point, take medians.
+"""Runs the paper's target-setting procedure (section 4.3) on the digits: tune, repeat the best point, take medians.
 
 Run: `python benchmarks/digits_target.py runs/digits_target`, about six minutes on two quiet cores. Four algorithms at the five
 points of their search spaces, 600 steps each, an evaluation every 20 steps; the best point again with 20 other seeds. Then
-`algoperf targets` writes the version file `targets.toml` beside the runs; its target is the one in `versions/local.toml`.
+`algoperf targets` writes the version file `targets.toml` beside the runs. docs/workloads.md says what came out, and why the
+target in `versions/local.toml` is lower.
 Trials run under an injected clock, so that the machine's speed has no say in the numbers.
 """
 
@@ -26,7 +27,18 @@ SETTINGS = ["--workload", "digits", "--no-compile", "--clock", "steps:0.01", "--
 
 def trial(out: str, version: str, algorithm: str, *more: str) -> None:
     """One trial, in a process of its own."""
-    arguments = [*SETTINGS, "--version", version, "--max-steps", str(STEPS), "--submission", algorithm, "--out", out, *more]
+    arguments = [
+        *SETTINGS,
+        "--version",
+        version,
+        "--max-steps",
+        str(STEPS),
+        "--submission",
+        algorithm,
+        "--out",
+        out,
+        *more,
+    ]
     sys.exit(run(arguments))
 
 

@@ -92,7 +92,7 @@ def set_label(content, index, value):
         (LABELS, lambda c: set_label(c, 0, 255), "label 255 of example 0"),
         (LABELS, lambda c: b"\0\0\x08\x03" + c[4:], "not an IDX file of unsigned bytes with 1 dimensions"),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_bad_content(folder, name, change, message):
     rewrite(folder / name, change)
