@@ -157,9 +157,9 @@ def _print(result: ScoreResult, comparison: Comparison, names: Sequence[str], co
     console.print(table)
     doubtful = [*(f"{n} on {w}: {'; '.join(why)}" for (n, w), why in result.incomplete.items())]
     doubtful += [
-        f"{name} on {workload}: {flag.name}: {flag.reason}"
+        f"{name} on {workload}: {each.flag.name}: {each.flag.reason}"
         for (name, workload), flags in result.flags.items()
-        for flag in flags
+        for each in flags
     ]
     doubtful += [str(problem) for problem in result.problems if problem.severity is Severity.DAMAGED]
     for line in doubtful[:8]:

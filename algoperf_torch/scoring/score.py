@@ -138,6 +138,14 @@ class Difference:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class FlagCount:
+    """A validity flag of some trials; the reason is that of one of them."""
+
+    flag: Flag
+    trials: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreResult:
     """Everything that the tables, the report and the JSON file show."""
@@ -154,7 +162,7 @@ class ScoreResult:
     reference: str | None
     speedups: Floats | None  # [submission], relative to the reference
     differences: tuple[Difference, ...]
-    flags: Mapping[tuple[str, str], Mapping[Flag, int]]  # (submission, workload): how many trials have each flag
+    flags: Mapping[tuple[str, str], tuple[FlagCount, ...]]  # by submission and workload
     incomplete: Mapping[
         tuple[str, str], tuple[str, ...]
     ]  # (submission, workload): studies that give no result, and why
@@ -458,11 +466,15 @@ def _require_complete(logs: Logs, version: BenchmarkVersion, ruleset: Ruleset, w
 # ---------------------------------------------------------------- what is told beside the score
 
 
-def _flags(logs: Logs) -> dict[tuple[str, str], Mapping[Flag, int]]:
-    found: dict[tuple[str, str], Counter[Flag]] = defaultdict(Counter)
+def _flags(logs: Logs) -> dict[tuple[str, str], tuple[FlagCount, ...]]:
+    """Flags of one name together, whatever their reasons (each rank of a trial may raise its own)."""
+    found: dict[tuple[str, str], dict[str, FlagCount]] = defaultdict(dict)
     for trial in logs.trials:
-        found[trial.submission, trial.workload].update(set(trial.record.flags))
-    return {key: dict(flags) for key, flags in found.items() if flags}
+        told = found[trial.submission, trial.workload]
+        for name, flag in {flag.name: flag for flag in trial.record.flags}.items():
+            before = told.get(name)
+            told[name] = FlagCount(flag, 1) if before is None else FlagCount(before.flag, before.trials + 1)
+    return {key: tuple(flags.values()) for key, flags in found.items() if flags}
 
 
 def _incomplete(documented: StudyTimes) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -577,7 +589,13 @@ def to_json(result: ScoreResult) -> dict[str, Any]:
         "flags": _nested(
             result.flags,
             lambda flags: [
-                {"name": f.name, "reason": f.reason, "severity": f.severity, "trials": n} for f, n in flags.items()
+                {
+                    "name": each.flag.name,
+                    "reason": each.flag.reason,
+                    "severity": each.flag.severity,
+                    "trials": each.trials,
+                }
+                for each in flags
             ],
         ),
         "warnings": list(result.warnings),

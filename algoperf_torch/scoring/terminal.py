@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from algoperf_torch.scoring.logs import Flag, Severity
+from algoperf_torch.scoring.logs import Severity
 from algoperf_torch.scoring.score import ScoreResult
 from algoperf_torch.scoring.statistics import LEVEL
 from algoperf_torch.scoring.times import Rule
@@ -45,6 +45,7 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
             + (f", budgets x {multiplier:g}" if multiplier != 1 else "")
         )
     )
+    console.print(Text("\nRanking", style="bold"))
     console.print(ranking_table(result))
     console.print(
         Text(
@@ -53,6 +54,7 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
             style="dim",
         )
     )
+    console.print(Text("\nSeconds to target, steps below (median over studies)", style="bold"))
     for table in time_tables(result, console.width):
         console.print(table)
     not_counted = [
@@ -79,9 +81,9 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
         console,
         "Validity flags:",
         [
-            f"{name} on {workload}: {kind} in {count} trial(s), as: {reason}"
+            f"{name} on {workload}: {each.flag.name} in {each.trials} trial(s), as: {each.flag.reason}"
             for (name, workload), flags in result.flags.items()
-            for kind, (count, reason) in by_kind(flags).items()
+            for each in flags
         ],
         style="yellow",
     )
@@ -98,19 +100,12 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
     _list(console, "Before you believe the ranking:", result.warnings, style="yellow")
 
 
-def by_kind(flags: Mapping[Flag, int]) -> dict[str, tuple[int, str]]:
-    """Flags of one name together: how many there are, and the reason of one."""
-    kinds: dict[str, tuple[int, str]] = {}
-    for flag, count in flags.items():
-        before, reason = kinds.get(flag.name, (0, flag.reason))
-        kinds[flag.name] = before + count, reason
-    return kinds
-
-
 def ranking_table(result: ScoreResult) -> Table:
     standing, other = result.standing, result.standings[_other(result.rule)]
-    table = Table(title="Ranking", title_justify="left", title_style="bold")
-    headers = ["rank", "submission", "score", f"{LEVEL:.0%} of studies", f"{other.rule.value}", "solved"]
+    table = Table()
+    headers = ["rank", "submission", "score", other.rule.value, "solved"]
+    if result.intervals is not None:
+        headers.insert(3, f"{LEVEL:.0%} of studies")
     if result.speedups is not None:
         headers.append(f"speedup over {printable(str(result.reference))}")
     if result.flags:
@@ -123,15 +118,18 @@ def ranking_table(result: ScoreResult) -> Table:
             f"{standing.ranks[s]}",
             printable(result.submissions[s]),
             f"{standing.scores[s]:.4f}",
-            "-" if result.intervals is None else "{:.3f} to {:.3f}".format(*result.intervals[0][s]),
             f"{other.scores[s]:.4f}",
             f"{solved}/{result.num_base}",
         ]
+        if result.intervals is not None:
+            cells.insert(3, "{:.3f} to {:.3f}".format(*result.intervals[0][s]))
         if result.speedups is not None:
             cells.append("-" if math.isnan(result.speedups[s]) else f"{result.speedups[s]:.3f}")
         if result.flags:
             name = result.submissions[s]
-            cells.append(str(sum(sum(flags.values()) for (who, _), flags in result.flags.items() if who == name)))
+            cells.append(
+                str(sum(each.trials for (who, _), flags in result.flags.items() if who == name for each in flags))
+            )
         table.add_row(*map(Text, cells))
     return table
 
@@ -143,13 +141,12 @@ def time_tables(result: ScoreResult, width: int) -> list[Table]:
     per_table = max(1, (width - first - 1) // (cell + 1))
     ranking = result.ranking
     chunks = [ranking[i : i + per_table] for i in range(0, len(ranking), per_table)]
-    return [_time_table(result, chunk, first=number == 0) for number, chunk in enumerate(chunks)]
+    return [_time_table(result, chunk) for chunk in chunks]
 
 
-def _time_table(result: ScoreResult, chunk: Sequence[int], *, first: bool) -> Table:
+def _time_table(result: ScoreResult, chunk: Sequence[int]) -> Table:
     standing = result.standing
-    title = "Seconds to target, steps below (median over studies)" if first else None
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("workload")
     for s in chunk:
         table.add_column(Text(printable(result.submissions[s])), justify="right", overflow="fold")

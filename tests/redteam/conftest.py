@@ -83,6 +83,13 @@ def traces_removed() -> Iterator[None]:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what other tests of this process have set for Triton and the compiler."""
+    for name in ("TRITON_INTERPRET", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
     """`attack(code, disabled=(), limits=None, **options)`: runs `HONEST` with `code` added to the class's body."""

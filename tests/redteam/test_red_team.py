@@ -72,6 +72,9 @@ ATTACKS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "[12] the clock is slowed down": (
         """
+        def training_step(self, batch):
+            super().training_step(batch)
+            time.sleep(0.05)
         """,
         """
         from algoperf_torch.runner import clock

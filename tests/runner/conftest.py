@@ -38,6 +38,13 @@ class StopRequest:
     requested: bool = False
 
 
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what other tests of this process have set for Triton and the compiler."""
+    for name in ("TRITON_INTERPRET", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def make_trial(tmp_path: Path) -> Callable[..., Trial]:
     """`make_trial(algorithm=..., protocol={...}, terms={...}, **options)`: a trial of digits, ready to run.

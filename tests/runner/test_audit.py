@@ -254,7 +254,7 @@ INVALID = {
     "no rows": (lambda run: run.rows.clear(), "has no row, trial.json counts 4 evaluations"),
     "over the budget": (
         change_rows(3, score=61.0, accumulated_submission_time=61.0),
-        "1 evaluations at or after the budget of 60 s; the version allows 0",
+        "1 evaluations at or after the budget of 30 s; the version allows 0",
     ),
     "trial seed": (change_summary("seeds", "trial", value=5), "the trial seed is 5; run seed 99 gives"),
     "model seed": (

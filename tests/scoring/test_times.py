@@ -67,6 +67,12 @@ def test_ties_of_the_index_go_to_the_lower_trial_number():
     assert documented_study_result(trials, ACCURACY, None).seconds == 50
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_documented_rule_takes_the_smallest_time_however_close(order):
+    trials = [make_trial(number, [seconds], [0.91]) for number, seconds in ((1, 50.0), (2, 49.9), (3, 50.1))]
+    assert documented_study_result([trials[i] for i in order], ACCURACY, None).seconds == 49.9
+
+
 def test_nobody_reaches():
     trials = [make_trial(1, [100], [0.5])]
     for result in (official_study_result(trials, ACCURACY), documented_study_result(trials, ACCURACY, None)):

@@ -17,7 +17,7 @@ from algoperf_torch.scoring.output import best_row
 from algoperf_torch.scoring.score import ScoreResult, censoring_budgets
 from algoperf_torch.scoring.statistics import compare_times
 from algoperf_torch.scoring.table import Floats, parse_object, read_bytes
-from algoperf_torch.scoring.terminal import by_kind, printable
+from algoperf_torch.scoring.terminal import printable
 from algoperf_torch.scoring.times import Rule, first_hit
 
 MAX_POINTS = 250_000  # evaluations drawn in all; each trial keeps at least 16
@@ -64,9 +64,15 @@ def build(result: ScoreResult, title: str) -> dict[str, Any]:
             for d in result.differences
         ],
         "flags": [
-            {"submission": name, "workload": workload, "flag": kind, "trials": count, "reason": reason}
+            {
+                "submission": name,
+                "workload": workload,
+                "flag": each.flag.name,
+                "trials": each.trials,
+                "reason": each.flag.reason,
+            }
             for (name, workload), flags in result.flags.items()
-            for kind, (count, reason) in by_kind(flags).items()
+            for each in flags
         ],
         "incomplete": [
             {"submission": name, "workload": workload, "why": "; ".join(why)}
@@ -125,7 +131,7 @@ def _board_row(result: ScoreResult, s: int) -> dict[str, Any]:
     standing, name = result.standing, result.submissions[s]
     trials = [trial for trial in result.logs.trials if trial.submission == name]
     hardware = sorted({value for trial in trials if (value := trial.record.condition("hardware"))})
-    flags = sum(sum(flags.values()) for (who, _), flags in result.flags.items() if who == name)
+    flags = sum(each.trials for (who, _), flags in result.flags.items() if who == name for each in flags)
     row: dict[str, Any] = {
         "index": s,
         "rank": int(standing.ranks[s]),
