@@ -31,11 +31,16 @@ LOG_PERIOD = 100  # updates between two rows of loss and learning rate in `measu
 
 
 class TrainingAlgorithm(ABC):
-    """All that the runner knows of a submission."""
+    """All that the runner knows of a submission.
 
-    batch_sizes: ClassVar[
-        dict[str, int]
-    ] = {}  # workload name -> global batch size; others use the workload's reference size
+    Attributes:
+        batch_sizes: workload name -> global batch size; other workloads use their reference size.
+        label_smoothing: what `context.loss` will be called with, once the algorithm is built. Where the harness compiles
+            its loss before the clock starts, it does so for this value; any other is compiled, and charged, when used.
+    """
+
+    batch_sizes: ClassVar[dict[str, int]] = {}
+    label_smoothing: float = 0.0
 
     @classmethod
     def check_hyperparameters(cls, hyperparameters: Hyperparameters) -> None:
@@ -98,6 +103,7 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         self.context = context
         options = self.sort_hyperparameters(hyperparameters)
         self.options = options.step
+        self.label_smoothing = options.step.label_smoothing
         self.optimizer = self._build(
             list(self.param_groups()), {**options.optimizer, **self.arguments(options.optimizer)}
         )
@@ -200,7 +206,7 @@ class OptimizerAlgorithm(TrainingAlgorithm):
 
         Returns this rank's share of the mean loss, detached; the average over the ranks is the mean itself.
         """
-        context, smoothing = self.context, self.options.label_smoothing
+        context, smoothing = self.context, self.label_smoothing
         self.model.zero_grad()
         if context.num_microbatches == 1:
             outputs = context.forward(batch, update_batch_norm=update_batch_norm)

@@ -36,6 +36,7 @@ class AveragingAlgorithm(TrainingAlgorithm):
         self, inner: TrainingAlgorithm, model: nn.Module, options: Mapping[str, float], context: TrainingContext
     ) -> None:
         self.inner = inner
+        self.label_smoothing = inner.label_smoothing
         self.parameters: list[Tensor] = list(model.parameters())
         self.options = options
         self.context = context

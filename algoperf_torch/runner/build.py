@@ -275,6 +275,7 @@ def build_trial(
             ranks,
             eval_batch_size=rules.eval_batch_size,
             first_part=lambda batch: next(context.microbatches(batch, context.num_microbatches)),
+            label_smoothing=algorithm.label_smoothing,
         )
     seconds.lap("warm_up")
     trial = Trial(

@@ -92,11 +92,12 @@ def warm_up(
     *,
     eval_batch_size: int | None,
     first_part: Callable[[Batch], Batch],
+    label_smoothing: float = 0.0,
 ) -> None:
     """Compiles the harness's own graphs before the clock: forward, loss, backward, evaluation.
 
-    `first_part` cuts from a batch what one pass of the trial takes; graphs are compiled for its shape. Parameters,
-    running statistics, gradients and random state are left as they were.
+    `first_part` cuts from a batch what one pass of the trial takes; graphs are compiled for its shape, and the loss for
+    this `label_smoothing`. Parameters, running statistics, gradients and random state are left as they were.
     """
     model = engine.model
     devices = [ranks.device] if ranks.device.type == "cuda" else []
@@ -105,7 +106,7 @@ def warm_up(
         model.train()
         batch = first_part(engine.workload.finish_batch(to_device(batch, ranks.device)))
         for _ in range(2):  # the second pass runs with the gradient buckets in their final order
-            output = engine.loss(engine.forward_compiled(batch), batch, 0.0)
+            output = engine.loss(engine.forward_compiled(batch), batch, label_smoothing)
             (output.summed / output.n_valid).backward()
         with torch.no_grad():
             model.eval()

@@ -120,6 +120,7 @@ def test_label_smoothing_reaches_the_loss(tiny):
     algorithm, context, stream = build(tiny, SignDescent, {"label_smoothing": 0.2}, loss=loss)
     tiny.train(algorithm, context, stream, 1)
     assert seen == [0.2]
+    assert algorithm.label_smoothing == 0.2  # what the harness compiles its loss for
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,10 @@ def test_sam_takes_the_gradient_at_the_worst_point_nearby(tiny):
     torch.testing.assert_close(tiny.flat(context.model), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_wrappers_tell_the_label_smoothing_of_what_they_wrap(tiny):
+    assert build(tiny, "ema:sam:adamw", {"label_smoothing": 0.1})[0].label_smoothing == 0.1
+
+
 def test_sam_with_no_radius_is_the_base_optimizer(tiny):
     weights = history(tiny, "nadamw", {"lr": 0.01}, 10)
     algorithm, context, stream = build(tiny, "sam:nadamw", {"lr": 0.01, "rho": 0.0})
