@@ -151,23 +151,26 @@ def test_golden_output_without_batch_norm_update(case):
 
 
 def test_golden_initialisation(case):
-    """Mean, standard deviation and extremes of every tensor, as far as two random draws can agree."""
+    """Mean, standard deviation and extremes of every tensor, as far as two random draws can agree.
+
+    Tensors of one shape are compared as a group, each figure in increasing order: two kinds may differ in one figure alone.
+    """
     torch.manual_seed(1)
     model = case.workload.build_model()
-    rows = [(tuple(p.shape), *statistics(p.detach().double().numpy())) for p in model.parameters()]
-    stored = [
-        (shape, std, mean, low, high)
-        for shape, (mean, std, low, high) in zip(case.golden.shapes, case.golden["init_mean_std_min_max"], strict=True)
-    ]
-    for (shape, *found), (_, *expected) in zip(sorted(rows), sorted(stored), strict=True):  # constants by their value
+    found = np.array([statistics(p.detach().double().numpy()) for p in model.parameters()])
+    found_shapes = [tuple(p.shape) for p in model.parameters()]
+    stored = case.golden["init_mean_std_min_max"][:, [1, 0, 2, 3]]
+    for shape in set(found_shapes):
+        ours, theirs = (
+            np.sort(rows[[other == shape for other in shapes]], axis=0)
+            for rows, shapes in ((found, found_shapes), (stored, case.golden.shapes))
+        )
         size = int(np.prod(shape))
-        (std, mean, low, high), (std_0, mean_0, low_0, high_0) = found, expected
-        error = 6 * std_0 / size**0.5  # six standard errors of a mean
-        assert abs(std - std_0) <= error, shape
-        assert abs(mean - mean_0) <= 2 * error + 1e-12, shape
+        error = 6 * theirs[:, 0].max() / size**0.5  # six standard errors of a mean
+        assert np.all(abs(ours[:, 0] - theirs[:, 0]) <= error), shape
+        assert np.all(abs(ours[:, 1] - theirs[:, 1]) <= 2 * error + 1e-12), shape
         if size >= 1000:
-            assert low == pytest.approx(low_0, rel=0.3), shape
-            assert high == pytest.approx(high_0, rel=0.3), shape
+            np.testing.assert_allclose(ours[:, 2:], theirs[:, 2:], rtol=0.3, err_msg=str(shape))
 
 
 def statistics(values):
