@@ -182,10 +182,13 @@ class Packing:
         self.assets.append(name)
         return path
 
-    def run(self, jobs: Sequence[Job], write: Callable[[PartWriter, Any], None]) -> None:
+    def run(
+        self, jobs: Sequence[Job], write: Callable[[PartWriter, Any], None], *, scratch: bool = False
+    ) -> list[PartRecord]:
         """Writes a part for each job with `write(part, source)`, but those that an earlier run completed.
 
-        `write` is a function of a module, since other processes call it. Parts stand in the order of the jobs.
+        `write` is a function of a module, since other processes call it. Parts stand in the order of the jobs. Scratch
+        parts serve later ones of the same preparation and are removed at its end.
         """
         done: dict[int, PartRecord] = {}
         missing: list[int] = []
@@ -198,7 +201,9 @@ class Packing:
         for index, record in self._write_parts(jobs, missing, write):
             done[index] = record
             self._progress(len(done), len(jobs), f"{record.split}/{record.name}")
-        self.parts += [done[index] for index in range(len(jobs))]
+        records = [done[index] for index in range(len(jobs))]
+        self.parts += [] if scratch else records
+        return records
 
     def join(self, split: Split) -> None:
         """Makes one part of all parts of a split, in their order, so that its arrays can be mapped as one."""
@@ -365,7 +370,7 @@ def pack(
         facts = fill(packing)
         manifest = _manifest(packing, dataset, preparation, synthetic, {**facts, "settings": settings})
         shutil.rmtree(partial / JOURNAL)
-        _remove_joined(partial, packing.parts)
+        _remove_scratch(partial, packing.parts)
         (partial / SETTINGS).unlink()
         write_manifest(partial, manifest)
         stamp(partial, manifest)
@@ -376,11 +381,11 @@ def pack(
     return manifest
 
 
-def _remove_joined(folder: Path, parts: Sequence[PartRecord]) -> None:
-    """Parts that were copied into a joined one have served."""
+def _remove_scratch(folder: Path, parts: Sequence[PartRecord]) -> None:
+    """Parts that others were made from have served."""
     kept = {folder / part.split / part.name for part in parts}
-    for split in {part.split for part in parts}:
-        for path in (folder / split).iterdir():
+    for split in Split:
+        for path in (folder / split.value).glob("*"):
             if path not in kept:
                 shutil.rmtree(path)
 

@@ -27,6 +27,7 @@ WORKLOADS: dict[str, str] = {  # workload name -> the package beside this module
     "fastmri_layernorm": "fastmri",
     "fastmri_model_size": "fastmri",
     "fastmri_tanh": "fastmri",
+    "finewebedu_lm": "finewebedu_lm",
     "imagenet_resnet": "imagenet",
     "imagenet_resnet_gelu": "imagenet",
     "imagenet_resnet_large_bn_init": "imagenet",

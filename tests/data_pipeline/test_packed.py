@@ -106,6 +106,28 @@ def test_parts_can_be_joined(tmp_path):
     assert [part.name for part in opened(out).split(Split.VALIDATION).parts] == ["a"]
 
 
+def fill_from_scratch(packing):
+    records = packing.run(JOBS[:3], write_numbers, scratch=True)
+    folders = [packing.folder / record.split / record.name for record in records]
+    packing.run([Job(Split.VALIDATION, "sums", folders)], write_sums)
+    return {}
+
+
+def write_sums(part, folders):
+    for folder in folders:
+        part.append("sums", np.load(folder / "fixed.npy").sum(axis=0, keepdims=True))
+
+
+def test_scratch_parts_are_removed(tmp_path):
+    out = tmp_path / "packed"
+    manifest = pack(out, fill_from_scratch, dataset="numbers", preparation=3, settings={})
+    assert manifest.examples == {"validation": 3}
+    assert not list((out / "train").iterdir())
+    np.testing.assert_allclose(
+        opened(out).split(Split.VALIDATION).slice("sums", 0, 3), [rows_of(seed)[0].sum(axis=0) for seed in (1, 2, 3)]
+    )
+
+
 def test_rows_across_parts(tmp_path):
     make(tmp_path / "packed")
     train = opened(tmp_path / "packed").split(Split.TRAIN)

@@ -54,7 +54,15 @@ def prepared(tmp_path_factory) -> Callable[[str], Path]:
     return prepare
 
 
-SYNTH_EXAMPLES = {"criteo1tb": 4_600, "fastmri": 12, "imagenet": 48, "librispeech": 24, "ogbg": 600, "wmt": 400}
+SYNTH_EXAMPLES = {
+    "criteo1tb": 4_600,
+    "fastmri": 12,
+    "imagenet": 48,
+    "librispeech": 24,
+    "ogbg": 600,
+    "wmt": 400,
+    "finewebedu_lm": 200,
+}
 
 
 def sorted_norms(tensors) -> np.ndarray:

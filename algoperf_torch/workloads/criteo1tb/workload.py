@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algoperf_torch.data.packed import Packed
+from algoperf_torch.data.packed import PackedSplit
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 from algoperf_torch.workloads.base import ModelScale, Workload
 from algoperf_torch.workloads.criteo1tb.data import ClickStream, PieceOrder, to_batch
@@ -35,8 +35,8 @@ class CriteoWorkload(Workload):
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
         if model_scale == "test":
             self.spec = replace(spec, batch_size=1_024)
-        self._packed: Packed | None = None
-        self._pieces: PieceOrder | None = None
+        self._splits: dict[Split, PackedSplit] = {}
+        self._piece_lines = 0
 
     def model_options(self) -> dict[str, Any]:
         options = {**VARIANTS[self.spec.name], "dropout": self.spec.default_dropout}
@@ -58,26 +58,24 @@ class CriteoWorkload(Workload):
     # ---------------------------------------------------------------- data
 
     def open(self) -> None:
-        if self._packed is None:
-            self._packed = self.open_packed(preparation=PREPARATION)
-            self._pieces = PieceOrder(self._packed.split(Split.TRAIN), self._packed.facts["piece_lines"])
+        if not self._splits:
+            packed = self.open_packed(preparation=PREPARATION)
+            self._piece_lines = packed.facts["piece_lines"]
+            self._splits = {split: packed.split(split) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)}
 
     def evaluation_files(self) -> list[Path]:
-        return [] if self._packed is None else self._packed.files(Split.VALIDATION) + self._packed.files(Split.TEST)
+        return self.packed_evaluation_files()
 
     def train_batches(self, *, seed: int, global_batch_size: int, rank: int, world_size: int) -> Callable[[int], Batch]:
-        assert self._pieces is not None
-        return ClickStream(
-            self._pieces, self.spec.num_train, global_batch_size, seed=seed, rank=rank, world_size=world_size
-        )
+        pieces = PieceOrder(self._splits[Split.TRAIN], self._piece_lines)
+        return ClickStream(pieces, self.spec.num_train, global_batch_size, seed=seed, rank=rank, world_size=world_size)
 
     def eval_examples(self, split: Split, start: int, stop: int, *, seed: int) -> Batch:
-        assert self._packed is not None
-        assert self._pieces is not None
         if split is Split.EVAL_TRAIN:  # a run of shuffled pieces, as in training, but of another draw
-            inputs, labels = self._pieces.lines(start, stop, seed=seed, epoch=2**63)
+            pieces = PieceOrder(self._splits[Split.TRAIN], self._piece_lines)
+            inputs, labels = pieces.lines(start, stop, seed=seed, epoch=2**63)
         else:
-            stored = self._packed.split(split)
+            stored = self._splits[split]
             inputs, labels = stored.slice("inputs", start, stop), stored.slice("labels", start, stop)
         return {**to_batch(inputs, labels), "weights": torch.ones(stop - start, 1)}
 

@@ -18,6 +18,8 @@ _BASE = WorkloadSpec(
     batch_size=32,
     eval_batch_size=256,
     num_parameters=7_756_097,
+    task="MRI reconstruction",
+    model="U-Net",
 )
 
 SPECS = {

@@ -34,7 +34,7 @@ DATASET = "fastmri"
 PREPARATION = 1
 TRAIN_FOLDERS = ("knee_singlecoil_train", "singlecoil_train")
 VAL_FOLDERS = ("knee_singlecoil_val", "singlecoil_val")
-VOLUMES_PER_PART = 8
+VOLUMES_PER_PART = 32  # every array of a part is an open file while training
 EVALUATION_SEED = (0, 0)  # of the masks of validation and test
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from algoperf_torch.data.packed import Packed
+from algoperf_torch.data.packed import Packed, PackedSplit
 from algoperf_torch.data.sampler import EpochSampler, subset
 from algoperf_torch.data.workers import Workers
+from algoperf_torch.kernels.ssim import ssim
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 from algoperf_torch.workloads.base import ModelScale, Workload
 from algoperf_torch.workloads.fastmri.data import CROP, kept_columns, normalised, reconstruct
@@ -31,7 +32,6 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "fastmri_layernorm": {"layer_norm": True},
 }
 TEST_SHRINK = 16  # model scale "test": so many times fewer channels
-SSIM_WINDOW = 7  # pixels
 NUMBERS = ("mean", "std", "volume_max")  # of every example
 
 
@@ -80,8 +80,12 @@ class FastMRIWorkload(Workload):
             for name in ("inputs", "targets", *NUMBERS)
         }
 
+    @cached_property
+    def _train(self) -> PackedSplit:
+        return self.packed.split(Split.TRAIN)
+
     def _train_slices(self, index: NDArray[np.int64], seed: int) -> Batch:
-        split = self.packed.split(Split.TRAIN)
+        split = self._train
         images = {name: np.empty((len(index), CROP, CROP), dtype=np.float32) for name in ("inputs", "targets")}
         numbers = {name: np.empty(len(index), dtype=np.float32) for name in NUMBERS}
 
@@ -107,30 +111,6 @@ class FastMRIWorkload(Workload):
 
     def metrics(self, sums: Tensor, split: Split) -> dict[str, float]:
         return mean_metrics(sums, ("ssim", "loss"), self.spec.num_examples(split))
-
-
-def ssim(a: Tensor, b: Tensor, mean: Tensor, std: Tensor, volume_max: Tensor) -> Tensor:
-    """Structural similarity (Wang et al., 2004) of normalised images [batch, height, width], averaged over windows.
-
-    Args:
-        mean, std: [batch], undo the normalisation.
-        volume_max: [batch], the data range; 1 is taken where it is 0.
-    """
-    mean, std = mean[:, None, None], std[:, None, None]
-    data_range = torch.where(volume_max == 0, 1.0, volume_max)[:, None, None]
-    x, y = a * std + mean, b * std + mean
-
-    def average(image: Tensor) -> Tensor:
-        return functional.avg_pool2d(image.unsqueeze(1), SSIM_WINDOW, stride=1).squeeze(1)
-
-    sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)  # sample variance instead of population variance
-    mean_x, mean_y = average(x), average(y)
-    var_x, var_y = sample * (average(x * x) - mean_x**2), sample * (average(y * y) - mean_y**2)
-    covariance = sample * (average(x * y) - mean_x * mean_y)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.mean(dim=(1, 2)).clamp(-1, 1)
 
 
 def build(spec: WorkloadSpec, data_dir: Path | None, model_scale: ModelScale) -> FastMRIWorkload:

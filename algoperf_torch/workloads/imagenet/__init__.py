@@ -18,6 +18,8 @@ _RESNET = WorkloadSpec(
     batch_size=1024,
     eval_batch_size=1024,
     num_parameters=25_557_032,
+    task="image classification",
+    model="ResNet-50",
 )
 _VIT = replace(
     _RESNET,
@@ -26,6 +28,7 @@ _VIT = replace(
     num_eval_train=51_200,
     eval_batch_size=2048,
     num_parameters=22_122_472,
+    model="ViT-S/16",
 )
 
 SPECS = {

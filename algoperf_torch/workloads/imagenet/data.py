@@ -46,7 +46,8 @@ def decode(data: bytes | memoryview) -> Image.Image:
     """An RGB image from the bytes of a file. Raises `DataError` for bytes that are truncated or no image."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"An image cannot be decoded ({error}).") from error
 
@@ -203,7 +204,7 @@ def bicubic_taps(source: int, target: int) -> tuple[NDArray[np.int64], Float]:
 def normalise(pixels: Tensor) -> Tensor:
     """float32 inputs of the model from pixels [batch, 3, 224, 224] on the scale 0 to 255."""
     mean, std = (255 * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (MEAN, STD))
-    return (pixels.float() - mean) / std
+    return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 def mixup(inputs: Tensor, targets: Tensor, weight: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

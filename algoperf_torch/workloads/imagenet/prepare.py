@@ -29,7 +29,7 @@ from algoperf_torch.workloads.imagenet.raw import (
 
 DATASET = "imagenet"
 PREPARATION = 1
-CLASSES_PER_PART = 8
+CLASSES_PER_PART = 20  # every array of a part is an open file while training
 VALIDATION_PER_PART = 5_000
 
 
@@ -61,7 +61,7 @@ def prepare(
     def fill(packing: Packing) -> Mapping[str, Any]:
         packing.run(train, write_training_part)
         packing.run(held_out, write_validation_part)
-        packing.run([Job(Split.TEST, "v2", (raw, len(classes)))], write_test_part)
+        packing.run([Job(Split.TEST, "v2", (raw, len(classes), packing.folder))], write_test_part)
         return {"classes": len(classes)}
 
     described = read_manifest(raw)
@@ -105,7 +105,7 @@ def write_validation_part(writer: PartWriter, entries: Sequence[Entry]) -> None:
         writer.append("labels", np.array([entry.label], dtype=np.int32))
 
 
-def write_test_part(writer: PartWriter, source: tuple[Path, int]) -> None:
+def write_test_part(writer: PartWriter, source: tuple[Path, int, Path]) -> None:
     for name, label, data in v2_images(*source):
         writer.append("pixels", v2_pixels(opened(name, data))[None])
         writer.append("labels", np.array([label], dtype=np.int32))

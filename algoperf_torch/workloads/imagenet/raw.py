@@ -8,9 +8,12 @@ holds their classes, or a folder `val/<class>/*.JPEG`. ImageNet-v2 is `imagenetv
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
+import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,10 +110,10 @@ def validation_classes(devkit: Path) -> list[str]:
         raise DataError(f"{devkit} has another content than the owner's ({error!r}).") from error
 
 
-def v2_images(raw: Path, num_classes: int) -> Iterator[tuple[str, int, bytes]]:
+def v2_images(raw: Path, num_classes: int, spool: Path) -> Iterator[tuple[str, int, bytes]]:
     """Name, label and bytes of every image of ImageNet-v2, by label and name. Raises `DataError`.
 
-    The archive is compressed and small (1.3 GB): its members are read once, in its own order, and kept.
+    The archive is compressed, so it is read once, in its own order, into a temporary file in the folder `spool`.
     """
     folder, path = raw / V2_FOLDER, raw / V2_TAR
     if folder.is_dir():
@@ -122,16 +125,19 @@ def v2_images(raw: Path, num_classes: int) -> Iterator[tuple[str, int, bytes]]:
     if not path.is_file():
         raise DataError(f"{raw} holds neither {V2_TAR} nor a folder {V2_FOLDER}.")
     images = []
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                if member.isfile() and Path(member.name).suffix.lower() in (".jpeg", ".jpg"):
-                    label = _v2_label(Path(member.name).parent.name, Path(member.name), num_classes)
-                    images.append((label, f"{path}:{member.name}", _extract(tar, member).read()))
-    except _TAR_ERRORS as error:
-        raise DataError(f"{path} is truncated or damaged ({error}). Get it again.") from error
-    for label, name, data in sorted(images):
-        yield name, label, data
+    with tempfile.TemporaryFile(dir=spool) as file:
+        try:
+            with tarfile.open(path, "r:gz") as tar:
+                for member in tar:
+                    if member.isfile() and Path(member.name).suffix.lower() in (".jpeg", ".jpg"):
+                        label = _v2_label(Path(member.name).parent.name, Path(member.name), num_classes)
+                        images.append((label, f"{path}:{member.name}", file.tell(), member.size))
+                        shutil.copyfileobj(_extract(tar, member), file)
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path} is truncated or damaged ({error}). Get it again.") from error
+        for label, name, start, size in sorted(images):
+            file.seek(start)
+            yield name, label, file.read(size)
 
 
 def _v2_label(name: str, image: Path, num_classes: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from algoperf_torch.data.packed import Packed
+from algoperf_torch.data.packed import Packed, PackedSplit
 from algoperf_torch.data.sampler import EpochSampler, subset
 from algoperf_torch.data.workers import Workers
 from algoperf_torch.errors import DataError
@@ -102,8 +102,12 @@ class ImageNetWorkload(Classification):
 
         return make_batch
 
+    @cached_property
+    def _train(self) -> PackedSplit:
+        return self.packed.split(Split.TRAIN)
+
     def _training_images(self, index: NDArray[np.int64], draws: NDArray[np.float64]) -> Batch:
-        split = self.packed.split(Split.TRAIN)
+        split = self._train
         pixels = np.empty((len(index), 3, SIDE, SIDE), dtype=np.uint8)
 
         def fill(position: int) -> None:
@@ -125,13 +129,13 @@ class ImageNetWorkload(Classification):
         else:
             index = subset(self.spec.num_train, self.spec.num_eval_train, seed=seed)[start:stop]
             pixels = np.stack(self.workers.map(self._evaluation_pixels, index.tolist()))
-            labels = self.packed.split(Split.TRAIN).take("labels", index)
+            labels = self._train.take("labels", index)
         return {"inputs": torch.from_numpy(pixels), "targets": torch.from_numpy(labels.astype(np.int64))}
 
     def _evaluation_pixels(self, number: int) -> NDArray[np.uint8]:
         """Pixels of a training image as for validation; kept, since every evaluation asks for the same ones."""
         if number not in self._decoded:
-            part, row = self.packed.split(Split.TRAIN).locate(number)
+            part, row = self._train.locate(number)
             pixels = validation_pixels(decode(np.asarray(part.ragged("images")[row]).data))
             if not self._keeps_decoded:
                 return pixels

@@ -19,9 +19,15 @@ _CONFORMER = WorkloadSpec(
     eval_batch_size=256,
     default_dropout=0.1,
     num_parameters=32_321_792,
+    task="speech recognition",
+    model="Conformer",
 )
 _DEEPSPEECH = replace(
-    _CONFORMER, name="librispeech_deepspeech", base="librispeech_deepspeech", num_parameters=18_393_600
+    _CONFORMER,
+    name="librispeech_deepspeech",
+    base="librispeech_deepspeech",
+    num_parameters=18_393_600,
+    model="Deep Speech",
 )
 
 SPECS = {

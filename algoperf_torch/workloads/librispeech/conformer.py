@@ -154,9 +154,10 @@ class Conformer(nn.Module):
 
     def forward(self, audio: Tensor, paddings: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`draws`: the random numbers of `SpecAugment`, used in training mode."""
-        x, paddings = self.features(audio, paddings)
+        masks: tuple[Tensor, ...] = ()
         if self.training and self.spec_augment is not None:
-            x = self.spec_augment(x, paddings, draws)
+            masks = self.spec_augment(paddings, draws)
+        x, paddings = self.features(audio, paddings, *masks)
         x, paddings = self.subsampling(x, paddings)
         x = self.dropout(x + self.position[: x.shape[1]])
         for block in self.blocks:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algoperf_torch.kernels.log_mel import log_mel
 from algoperf_torch.workloads.librispeech.statistics import LOG_MEL_MEAN, LOG_MEL_STD
 
 SAMPLE_RATE = 16_000
@@ -21,8 +22,7 @@ HOP = 160  # samples: 10 ms
 FFT_SIZE = 512
 NUM_MELS = 80
 MEL_EDGES_HZ = (125.0, 7600.0)
-LOG_FLOOR = 1e-5
-PRE_EMPHASIS = 0.97
+WIDEST_BIN_MASK = 27  # bins, exclusive
 
 
 def num_frames(num_samples: int) -> int:
@@ -39,24 +39,11 @@ def mel_matrix() -> Tensor:
     return functional.pad(slopes.clamp_min(0), (0, 0, 1, 0))
 
 
-@torch.library.custom_op("algoperf::power_spectrum", mutates_args=())
-def power_spectrum(frames: Tensor) -> Tensor:
-    """Squared magnitudes [..., 257] of the Fourier transform of real frames [..., 400].
-
-    An operator of its own because the compiler has no code for complex numbers. Audio needs no gradient.
-    """
-    return torch.view_as_real(torch.fft.rfft(frames, n=FFT_SIZE)).square().sum(-1)
-
-
-@power_spectrum.register_fake
-def _(frames: Tensor) -> Tensor:
-    return frames.new_empty(*frames.shape[:-1], FFT_SIZE // 2 + 1)
-
-
 class LogMel(nn.Module):
     """Audio and paddings [batch, samples] to log-mel features [batch, frames, 80] and paddings [batch, frames].
 
-    A frame is valid when any of its samples is. Padded frames are not zeroed: they hold the floor of the logarithm.
+    A frame is valid when any of its samples is. Padded frames are not zeroed: they hold the floor of the logarithm. Masks
+    [batch, masks, 2] are (first, number) of the frames or bins that are set to 0, which is the training mean.
     """
 
     window: Tensor
@@ -71,18 +58,14 @@ class LogMel(nn.Module):
         self.register_buffer("mean", torch.tensor(LOG_MEL_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(LOG_MEL_STD), persistent=False)
 
-    def forward(self, audio: Tensor, paddings: Tensor) -> tuple[Tensor, Tensor]:
-        x = audio * (1 - paddings) * 2.0**-15
-        # Within every window the first sample would be emphasised differently, but the window is zero there.
-        x = functional.pad(x[:, 1:] - PRE_EMPHASIS * x[:, :-1], (1, 0))
-        frames = x.unfold(1, WINDOW, HOP)[:, : num_frames(audio.shape[1])] * self.window
-        energies = power_spectrum(frames) @ self.mel
-        features = (torch.log(energies.clamp_min(LOG_FLOOR)) - self.mean) / self.std
-        return features, -functional.max_pool1d(-paddings, FRAME, HOP)
+    def forward(
+        self, audio: Tensor, paddings: Tensor, time_masks: Tensor | None = None, bin_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return log_mel(audio, paddings, self.window, self.mel, self.mean, self.std, time_masks, bin_masks)  # type: ignore[no-any-return]
 
 
 class SpecAugment(nn.Module):
-    """Sets random stretches of frames and of mel bins to zero, which is the training mean.
+    """Random stretches of frames and of mel bins, to be masked.
 
     A time mask covers 0 to 5 % of an example's valid frames, a frequency mask 0 to 26 bins. The randomness is an
     argument: uniform numbers [batch, `num_draws`], for each example the sizes and then the starts of its time masks,
@@ -97,25 +80,23 @@ class SpecAugment(nn.Module):
     def num_draws(self) -> int:
         return sum(self.num_masks)
 
-    def forward(self, features: Tensor, paddings: Tensor, draws: Tensor | None = None) -> Tensor:
+    def forward(self, paddings: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(time masks, bin masks), int64 [batch, masks, 2], of audio with these paddings [batch, samples]."""
         if draws is None:
-            draws = torch.rand(len(features), self.num_draws, device=features.device)
-        lengths = (1 - paddings).sum(dim=1, keepdim=True)  # [batch, 1], in frames
+            draws = torch.rand(len(paddings), self.num_draws, device=paddings.device)
+        samples = (1 - paddings).sum(dim=1, keepdim=True)  # [batch, 1]
+        frames = torch.ceil(samples / HOP).clamp_max(num_frames(paddings.shape[1]))
         time_size, time_start, bin_size, bin_start = draws.split(self.num_masks, dim=1)
-        widest = torch.trunc(0.05 * lengths).clamp_min(1)
-        time_masked = _masked(features.shape[1], lengths, 0.05 * lengths, widest, time_size, time_start)
-        bins = torch.full_like(lengths, features.shape[2])
-        bin_masked = _masked(features.shape[2], bins, torch.full_like(bins, 27), bins, bin_size, bin_start)
-        return features.masked_fill(time_masked[:, :, None] | bin_masked[:, None, :], 0.0)
+        longest = torch.trunc(0.05 * frames).clamp_min(1)
+        bins = torch.full_like(frames, NUM_MELS)
+        time_masks = _masks(frames, 0.05 * frames, longest, time_size, time_start)
+        return time_masks, _masks(bins, torch.full_like(bins, WIDEST_BIN_MASK), bins, bin_size, bin_start)
 
 
-def _masked(length: int, valid: Tensor, scale: Tensor, widest: Tensor, size: Tensor, start: Tensor) -> Tensor:
-    """Boolean [batch, length]: the union of masks of min(scale x size, widest) positions within the valid ones.
+def _masks(valid: Tensor, scale: Tensor, widest: Tensor, size: Tensor, start: Tensor) -> Tensor:
+    """int64 [batch, masks, 2]: (first, number) of min(scale x size, widest) of the `valid` positions.
 
     `valid`, `scale`, `widest` are [batch, 1]; `size` and `start` are uniform numbers [batch, masks].
     """
     width = torch.minimum(torch.trunc(scale * size), widest)
-    first = torch.trunc(start * (valid - width + 1))
-    position = torch.arange(length, device=size.device, dtype=size.dtype)
-    inside = (position >= first[..., None]) & (position < (first + width)[..., None])  # [batch, masks, length]
-    return inside.any(dim=1)
+    return torch.stack([torch.trunc(start * (valid - width + 1)), width], dim=-1).long()

@@ -39,7 +39,7 @@ TOKENIZER = "tokenizer.model"
 VOCABULARY_SIZE = 1024
 MAX_CHARACTERS = 256  # of a transcript
 MAX_SAMPLES = 320_000
-CHAPTERS_PER_PART = 32
+CHAPTERS_PER_PART = 128  # every array of a part is an open file while training
 
 _LINE = re.compile(r"(?P<utterance>[0-9]+-[0-9]+-[0-9]+) (?P<text>[A-Z' ]*[A-Z'][A-Z' ]*)")
 

@@ -142,9 +142,13 @@ class LibriSpeechWorkload(Workload):
             return self._utterances(Split.TRAIN, index)
         return self._utterances(split, np.arange(start, stop))
 
+    @cached_property
+    def _train(self) -> PackedSplit:
+        return self.packed.split(Split.TRAIN)
+
     def _utterances(self, split: Split, index: NDArray[np.int64]) -> Batch:
         """Compact form: 16-bit samples and integer ids with their lengths; `finish_batch` makes the pairs."""
-        stored = self.packed.split(split)
+        stored = self._train if split is Split.TRAIN else self.packed.split(split)
         if split in self._usable:
             index = self._usable[split][index]
         audio = np.zeros((len(index), self.limits.samples), dtype=np.int16)

@@ -9,10 +9,10 @@ import torch
 
 from algoperf_torch.data.packed import Packed
 from algoperf_torch.errors import DataError
+from algoperf_torch.kernels.ssim import ssim
 from algoperf_torch.spec import Split
 from algoperf_torch.workloads.fastmri import data
 from algoperf_torch.workloads.fastmri.prepare import PREPARATION, prepare, read_volume
-from algoperf_torch.workloads.fastmri.workload import ssim
 from algoperf_torch.workloads.registry import build_workload
 
 

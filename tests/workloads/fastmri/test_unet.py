@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from algoperf_torch.kernels.ssim import ssim
 from algoperf_torch.workloads.fastmri import SPECS
 from algoperf_torch.workloads.fastmri.unet import InstanceNorm, UNet
 from algoperf_torch.workloads.layers import ACTIVATIONS, Dropout, set_dropout
@@ -58,8 +59,6 @@ def test_golden_ssim_of_the_output(fill, request):
     path = request.config.getoption("--golden") / "fastmri.npz"
     if not path.exists():
         pytest.skip("no vectors of fastmri in this folder")
-    from algoperf_torch.workloads.fastmri.workload import ssim
-
     with np.load(path) as arrays:
         golden = dict(arrays)
     names = {"RandomState": np.random.RandomState, "float32": "float32"}

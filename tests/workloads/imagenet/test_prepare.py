@@ -84,7 +84,7 @@ def test_training_images_are_the_owner_s_bytes(raw, packed):
         assert part.array("labels")[row] == entry.label
 
 
-def test_evaluation_pixels(raw, packed):
+def test_evaluation_pixels(raw, packed, tmp_path):
     classes, _ = training_images(raw)
     validation, test = packed.split(Split.VALIDATION), packed.split(Split.TEST)
     for number, entry in enumerate(validation_images(raw, classes)):
@@ -92,13 +92,13 @@ def test_evaluation_pixels(raw, packed):
             validation.slice("pixels", number, number + 1)[0], validation_pixels(decode(entry.read()))
         )
         assert validation.slice("labels", number, number + 1) == [entry.label]
-    for number, (_, label, data) in enumerate(v2_images(raw, len(classes))):
+    for number, (_, label, data) in enumerate(v2_images(raw, len(classes), tmp_path)):
         np.testing.assert_array_equal(test.slice("pixels", number, number + 1)[0], v2_pixels(decode(data)))
         assert test.slice("labels", number, number + 1) == [label]
 
 
-def test_v2_folders_are_class_numbers_in_numerical_order(unpacked):
-    labels = [label for _, label, _ in v2_images(unpacked, 1000)]
+def test_v2_folders_are_class_numbers_in_numerical_order(unpacked, tmp_path):
+    labels = [label for _, label, _ in v2_images(unpacked, 1000, tmp_path)]
     assert labels == sorted(labels)
     assert max(labels) >= 10  # as strings, "10" would come before "2"
 

@@ -233,6 +233,12 @@ def test_every_graph_is_evaluated_once_in_one_shape(workload):
     assert graphs == 600 + 150 + 150  # the sample of the training split is all of it here
 
 
+def test_shape_of_evaluation_does_not_depend_on_the_seed(workload):
+    assert len({workload.eval_limits(30, seed) for seed in range(20)}) == 1
+    largest = max(store.n_node.max() for store in workload._stores.values())
+    assert workload.eval_limits(1, seed=0).nodes == largest
+
+
 def test_golden_metrics(metric_vectors):
     arrays = metric_vectors.arrays
     logits, labels, weights = (torch.from_numpy(arrays[f"map_{name}"]) for name in ("logits", "labels", "weights"))
