@@ -2,6 +2,7 @@
 .PHONY: setup demo test test-slow lint format docs bench gpu clean
 PYTHON ?= python3
 BIN := .venv/bin
+GPU_RESULTS ?= benchmarks/results/gpu
 READY := .venv/.ready
 
 setup: $(READY)
@@ -34,6 +35,11 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark-only benchmarks
+
+# On a machine with a GPU. The tests come first: a kernel that is wrong has no speed.
+gpu: $(READY)
+	ALGOPERF_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels tests/gpu
+	$(BIN)/python -m benchmarks.gpu --out $(GPU_RESULTS)
 
 clean:
 	rm -rf .venv site dist .pytest_cache .mypy_cache .ruff_cache
