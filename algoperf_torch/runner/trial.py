@@ -141,9 +141,10 @@ class Trial:
         limit = rules.budget.steps
         finished = self.context.finished or (limit is not None and step >= limit)
         since = elapsed - state.seconds_at_evaluation + state.logging_after_evaluation
-        due = not state.evaluated or finished or since > rules.eval_period - NANOSECOND
+        done = bool(state.rows) and state.rows[-1]["global_step"] == step  # by the process that wrote the checkpoint
+        due = not done and (not state.evaluated or finished or since > rules.eval_period - NANOSECOND)
         over = elapsed >= rules.budget.seconds
-        if not due and not over and not self.stop.requested:
+        if not due and not over and not (done and finished) and not self.stop.requested:
             return None
         stopping = self.stop.requested  # what is due then happens at the start of the resumed run
         evaluates = due and not stopping and (not over or rules.protocol.late_evaluation)
