@@ -2,79 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
+
+from algoperf_torch.kernels.interpreter import enable
 
 DEVICE = os.environ.get("ALGOPERF_TEST_DEVICE", "cpu")
 
-
-def mend_interpreter() -> None:
-    """What Triton 3.6's interpreter does wrong, or so slowly that these tests could not be run."""
-    from triton import language as tl
-    from triton.runtime import interpreter
-
-    patch_tensor, convert_float = interpreter._patch_lang_tensor, interpreter._convert_float
-    dot = interpreter.InterpreterBuilder.create_dot
-    patched_globals: set[int] = set()
-
-    def patch_tensor_for_numpy_2_4(tensor, scope):
-        """Scalars are held as arrays of one element, which numpy no longer turns into a number."""
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    def round_to_nearest(data, source, target, rounding_mode):
-        """A device rounds to the nearest bfloat16, ties to even; the interpreter cuts the bits off."""
-        if source == tl.bfloat16 and target == tl.float32:
-            return data.view(np.uint16).astype(np.uint32) << 16
-        if source == tl.float32 and target == tl.bfloat16:
-            bits = np.ascontiguousarray(data).view(np.uint32)
-            rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-            return np.where(np.isnan(data), np.uint16(0x7FC0), rounded)
-        return convert_float(data, source, target, rounding_mode)
-
-    def dot_of_bfloat16(builder, a, b, *args):
-        """bfloat16 is held as 16-bit integers, and would be multiplied as such."""
-        a, b = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(builder, a, b, *args)
-
-    def call_without_patching_again(self, *args, **kwargs):
-        """A kernel patches triton.language once for all functions that it calls, not at each call (5 ms)."""
-        namespace = self.fn.__globals__
-        if tl not in namespace.values() and id(namespace) not in patched_globals:
-            interpreter._patch_lang(self.fn)
-            patched_globals.add(id(namespace))
-        return self.rewrite()(*args, **kwargs)
-
-    interpreter._patch_lang_tensor = patch_tensor_for_numpy_2_4
-    interpreter._convert_float = round_to_nearest
-    interpreter.InterpreterBuilder.create_dot = dot_of_bfloat16
-    # A device divides by zero without a warning, as it must in lanes that are masked.
-    interpreter.GridExecutor.__call__ = np.errstate(all="ignore")(interpreter.GridExecutor.__call__)
-    interpreter.InterpretedFunction.__call__ = call_without_patching_again
-
-
 if DEVICE == "cpu":
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise pytest.UsageError("triton was imported before tests/kernels/conftest.py could ask for its interpreter.")
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-    mend_interpreter()
+    enable()
 else:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by deterministic algorithms
 
 
 # ---------------------------------------------------------------- proofs that hold for every operation
-
-import inspect  # noqa: E402 - torch and Triton come after the guard above
-from collections.abc import Callable, Sequence  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-from importlib import import_module  # noqa: E402
-from typing import Any  # noqa: E402
-
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
 
 GUARD = 16  # elements of NaN before and after every tensor
 SCALAR_LISTS = ("steps", "weights", "factors")
@@ -198,7 +148,7 @@ class UpdateProofs:
             with torch.compiler.set_stance("default" if rate == 1.0 else "fail_on_recompile"):
                 for inputs, run in ((actual, compiled), (expected, lambda inputs: update(**inputs, **options))):
                     for name in given:
-                        inputs[name] = torch.tensor(given[name] * rate)
+                        inputs[name] = torch.tensor(given[name] * rate, device=DEVICE)
                     run(inputs)
         for name, column in actual.items():
             torch.testing.assert_close(column, expected[name], rtol=0, atol=0)

@@ -25,9 +25,19 @@ def test_kernel_agrees_with_reference(device, shape, dtype):
         torch.testing.assert_close(actual, actual.mT, **tolerance)
 
 
-def test_kernel_takes_transposed_matrices(device):
-    x = draw(2, 40, 24, device=device).mT
-    torch.testing.assert_close(fused.symmetric_product(x), reference.symmetric_product(x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("shape", [(2, 40, 24), (2, 37, 21)], ids=str)
+def test_kernel_takes_any_strides(device, shape):
+    x = draw(*shape, device=device)
+    for view in (x.mT, x[:, ::2, ::3], x.mT[:, 1:, 2:], x[1:]):
+        torch.testing.assert_close(
+            fused.symmetric_product(view), reference.symmetric_product(view), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_statistics_of_any_strides(device):
+    statistic = torch.zeros(2, 5, 7, device=device)[:, :, :5]
+    fused.symmetric_update_(statistic, torch.ones(2, 5, 3, device=device), torch.tensor(0.5, device=device))
+    assert (statistic == 1.5).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
