@@ -66,8 +66,10 @@ class Tokenizer:
         """Text of token rows [n, length], each cut behind its first EOS.
 
         Of a row without EOS only the first token remains: the reference takes the place of EOS as the argmax of an
-        all-false comparison, and published scores contain that.
+        all-false comparison, and published scores contain that. A model that has more outputs than this vocabulary has
+        pieces may give ids beyond it: those are unknown.
         """
+        rows = np.where(rows < self.vocab_size, rows, UNKNOWN)
         ends = (rows == EOS).argmax(axis=1) + 1
         texts: list[str] = self._processor.decode([row[:end].tolist() for row, end in zip(rows, ends, strict=True)])
         return texts

@@ -231,6 +231,14 @@ def test_row_without_end_keeps_its_first_token(tokenizer):
     assert tokenizer.decode(rows) == [tokenizer._processor.decode([50, 60]), tokenizer._processor.decode([50]), ""]
 
 
+def test_ids_beyond_the_vocabulary_are_unknown(tokenizer):
+    """A model may have more outputs than a tokenizer that was trained on little text has pieces."""
+    beyond = tokenizer.vocab_size
+    assert tokenizer.decode(np.array([[50, beyond, 2], [60_000, 50, 2]])) == tokenizer.decode(
+        np.array([[50, 0, 2], [0, 50, 2]])
+    )
+
+
 def test_padded_rows_add_nothing(workload, model):
     batch = workload.eval_examples(Split.VALIDATION, 0, 3, seed=0)
     padded = {name: torch.nn.functional.pad(value, (0, 0, 0, 2)) for name, value in batch.items()}
