@@ -1,6 +1,4 @@
-"""What holds for every workload on prepared data: streams, evaluation, compilation; on generated data, at test scale."""
-
-import warnings
+"""What holds for every workload on prepared data: streams and evaluation; on generated data, at test scale."""
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from algoperf_torch.spec import Split
 from algoperf_torch.workloads.layers import (
     running_statistics,
     set_batch_norm_group_size,
-    set_batch_norm_update,
     set_dropout,
 )
 from algoperf_torch.workloads.registry import build_workload
@@ -133,53 +130,7 @@ def test_an_incomplete_evaluation_is_an_error(workload, evaluated_model):
         workload.metrics(row[None], Split.VALIDATION)
 
 
-# -------------------------------------------------------------------------------------------------- training, compiled
-
-
-def gradients(workload, forward, loss_function, model, batch):
-    model.zero_grad()
-    loss = loss_function(workload.forward(forward, batch), batch, 0.0)
-    (loss.summed / loss.n_valid).backward()
-    return float(loss.summed.detach()), [parameter.grad.clone() for parameter in model.parameters()]
-
-
-def test_compiles_to_full_graphs_once(workload, monkeypatch):
-    """One graph for training and one for evaluation, whatever the dropout rates, the batch and its ragged end."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    model = workload.build_model()
-    compilations = []
-
-    def backend(graph, inputs):
-        from torch._dynamo.backends.registry import lookup_backend
-
-        compilations.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
-
-    forward, loss = (torch.compile(f, fullgraph=True, dynamic=False, backend=backend) for f in (model, workload.loss))
-    set_batch_norm_group_size(model, 2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
-        for draw, rate in enumerate((0.0, 0.1, 0.5)):
-            model.train()
-            set_dropout(model, rate)
-            set_batch_norm_update(model, draw != 1)
-            gradients(workload, forward, loss, model, batch_of(workload, draw))
-            model.eval()
-            for split in (Split.EVAL_TRAIN, Split.VALIDATION):
-                evaluate(workload, forward, split, size=40)
-    assert len(compilations) == 3  # training, its loss, evaluation
-    set_dropout(model, 0.0)
-    model.train()
-    set_batch_norm_update(model, False)
-    batch = batch_of(workload, 3)
-    (value, found), (expected_value, expected) = (
-        gradients(workload, f, g, model, batch) for f, g in ((forward, loss), (model, workload.loss))
-    )
-    assert value == pytest.approx(expected_value, rel=1e-6)
-    for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
-    torch._dynamo.reset()
+# ----------------------------------------------------------------------------------------------------------- training
 
 
 def test_halves_of_a_batch_make_its_gradient(workload):
