@@ -60,8 +60,8 @@ def test_roles():
     assert Counter(p.role.value for p in parameter_roles(model)) == expected
     assert Counter(role.value for role in reference_roles(n for n, _ in model.named_parameters()).values()) == expected
     roles = {p.name: p for p in parameter_roles(model)}
-    assert roles["node_embedding.weight"].role is ParamRole.EMBEDDING
-    assert roles["node_embedding.bias"].role is ParamRole.BIAS
+    assert roles["node_embedder.weight"].role is ParamRole.EMBEDDING
+    assert roles["node_embedder.bias"].role is ParamRole.BIAS
     assert [name for name, p in roles.items() if p.is_output] == ["decoder.weight", "decoder.bias"]
 
 
@@ -96,8 +96,8 @@ def plain_forward(model, batch):
     outputs = []
     node_start = edge_start = 0
     for n, m in zip(batch.n_node.tolist(), batch.n_edge.tolist(), strict=True):
-        nodes = model.node_embedding(batch.nodes[node_start : node_start + n])
-        edges = model.edge_embedding(batch.edges[edge_start : edge_start + m])
+        nodes = model.node_embedder(batch.nodes[node_start : node_start + n])
+        edges = model.edge_embedder(batch.edges[edge_start : edge_start + m])
         senders = batch.senders[edge_start : edge_start + m] - node_start
         receivers = batch.receivers[edge_start : edge_start + m] - node_start
         u = torch.zeros(model.num_outputs)
