@@ -13,7 +13,17 @@ from algoperf_torch.workloads.registry import workload_spec
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("train_on_ranks.py")
-NAMES = ("fastmri", "imagenet_resnet", "imagenet_vit", "librispeech_conformer", "librispeech_deepspeech")
+NAMES = (
+    "criteo1tb",
+    "fastmri",
+    "finewebedu_lm",
+    "imagenet_resnet",
+    "imagenet_vit",
+    "librispeech_conformer",
+    "librispeech_deepspeech",
+    "ogbg",
+    "wmt",
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +34,7 @@ def results(prepared, tmp_path_factory):
     saved = []
     for world_size in (1, 2):
         out = folder / f"{world_size}.pt"
-        job = json.dumps({"workloads": workloads, "out": str(out), "compiled": False})
+        job = json.dumps({"workloads": workloads, "out": str(out)})
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
         done = subprocess.run(
