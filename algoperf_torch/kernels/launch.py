@@ -26,6 +26,8 @@ from torch import Tensor
 from algoperf_torch.errors import UsageError
 
 BLOCK = 2048  # elements that one program updates
+ROWS = 32  # of a matrix that one program updates
+DTYPES = (torch.float32, torch.bfloat16)  # of the tensors in a table
 NUM_WARPS = 8
 
 _USER_COLUMNS = 2  # parameters and gradients: a user may replace them by anything at any time
@@ -220,6 +222,9 @@ class MatrixTable(TensorTable):
 
     shapes: Tensor  # int32 [tensors, 2]
 
+    def __init__(self, *, block: int = ROWS, persistent: bool = False) -> None:
+        super().__init__(block=block, persistent=persistent)
+
     def _plan(self, columns: tuple[Column, ...], extras: tuple[Column, ...]) -> None:
         for i, matrix in enumerate(columns[0]):
             if matrix.dim() != 2 or not matrix.is_contiguous():
@@ -248,7 +253,7 @@ def _layout(column: Column) -> tuple[Any, ...]:
 def _check(tensors: tuple[Tensor, ...], index: int) -> None:
     param = tensors[0]
     for tensor in tensors:
-        if tensor.dtype not in (torch.float32, torch.bfloat16):
+        if tensor.dtype not in DTYPES:
             raise UsageError(
                 f"Tensor {index} is {tensor.dtype}. Fused updates take float32 and bfloat16; use `--kernels reference`."
             )

@@ -20,6 +20,7 @@ Choice = Literal["default", "fused", "reference"]
 P = ParamSpec("P")
 
 NAMESPACE = "algoperf"
+DEVICES: frozenset[str] = frozenset({"cuda"})  # types of devices that kernels run on
 MEASURED: frozenset[str] = frozenset()  # data and model paths whose kernel is faster: see docs/kernels.md
 
 _choice: Choice = "default"
@@ -39,9 +40,19 @@ def used() -> tuple[str, ...]:
     return tuple(sorted(_used))
 
 
+def chosen() -> Choice:
+    """What `choose` was last called with."""
+    return _choice
+
+
+def updates_fused(device: torch.device) -> bool:
+    """Whether parameters on this device are to be updated by kernels."""
+    return device.type in DEVICES and _choice != "reference"
+
+
 def runs_fused(name: str, device: torch.device, *, update: bool = False) -> bool:
     """Whether the kernel of an operation is to run on this device; notes that it does."""
-    if device.type != "cuda" or _choice == "reference":
+    if not updates_fused(device):
         return False
     if _choice == "default" and not update and name not in MEASURED:
         return False

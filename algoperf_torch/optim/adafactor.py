@@ -19,8 +19,11 @@ from typing import Any
 
 from torch import Tensor
 
+from algoperf_torch.kernels.adafactor import adafactor_matrices_, adafactor_vectors_
+from algoperf_torch.kernels.launch import MatrixTable
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction, state_dtype, zeros_for
 from algoperf_torch.optim.base import BaseOptimizer, require_fraction, require_non_negative, require_positive
+from algoperf_torch.optim.fused import FusedUpdate
 
 SMALLEST_SQUARE = 1e-30  # epsilon 1 of the paper
 SMALLEST_SCALE = 1e-3  # epsilon 2
@@ -30,14 +33,15 @@ def root_mean_square(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
 
 
-def second_moment(square: Tensor, moments: tuple[Tensor, ...], decay: Tensor) -> Tensor:
-    """Moves the moments (rows and columns, or the whole) towards `square` and returns their estimate of its mean."""
+def root_of_second_moment(square: Tensor, moments: tuple[Tensor, ...], decay: Tensor) -> Tensor:
+    """Moves the moments (rows and columns, or the whole) towards `square`; returns the root of their estimate of its mean."""
     if len(moments) == 1:
-        return moments[0].lerp_(square, 1 - decay)
+        return moments[0].lerp_(square, 1 - decay).sqrt()
     row, column = moments
     row.lerp_(square.mean(dim=-1), 1 - decay)
     column.lerp_(square.mean(dim=-2), 1 - decay)
-    return (row / row.mean(dim=-1, keepdim=True)).unsqueeze(-1) * column.unsqueeze(-2)
+    # Roots first: where a row and a column have no gradient, the product would be no float32, and 0 / 0 follow.
+    return (row / row.mean(dim=-1, keepdim=True)).sqrt_().unsqueeze(-1) * column.sqrt().unsqueeze(-2)
 
 
 def adafactor_(
@@ -60,7 +64,7 @@ def adafactor_(
     grad = grad.to(dtype)
     # Adam's bias correction is folded into its decay: beta2 (1 - beta2^(t-1)) / (1 - beta2^t).
     decay = 1 - ((1 - beta2) / bias_correction(beta2, step) if decay_rate is None else step**decay_rate)
-    update = grad / second_moment(grad.square().add_(SMALLEST_SQUARE), moments, decay.to(dtype)).sqrt()
+    update = grad / root_of_second_moment(grad.square().add_(SMALLEST_SQUARE), moments, decay.to(dtype))
     update.div_((root_mean_square(update) / clip_threshold).clamp_(min=1.0)).mul_(lr)
     if scale_parameter:
         update.mul_(root_mean_square(param.to(dtype)).clamp_(min=SMALLEST_SCALE))
@@ -127,3 +131,40 @@ class Adafactor(BaseOptimizer):
             scale_parameter=group["scale_parameter"],
             weight_decay=group["weight_decay"],
         )
+
+    def kernel_takes(self, param: Tensor) -> bool:
+        return super().kernel_takes(param) and param.dim() <= 2 and param.is_contiguous()
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        group = update.group
+        names = ("beta1", "beta2", "decay_rate", "scale_parameter", "weight_decay")
+        options: dict[str, Any] = {**{name: group[name] for name in names}, "clip": group["clip_threshold"]}
+        for param, state in zip(update.params, update.states, strict=True):
+            if group["beta1"] and "exp_avg" not in state:
+                state["exp_avg"] = zeros_for(param)
+        vectors, matrices = update.split(lambda state: "square" in state)
+        if vectors:
+            adafactor_vectors_.with_table(
+                vectors.table("vectors"),
+                vectors.params,
+                vectors.grads,
+                vectors.column("exp_avg") if group["beta1"] else (),
+                vectors.column("square"),
+                vectors.column("step"),
+                vectors.lr,
+                vectors.grad_scale,
+                **options,
+            )
+        if matrices:
+            adafactor_matrices_.with_table(
+                matrices.table("matrices", MatrixTable),
+                matrices.params,
+                matrices.grads,
+                matrices.column("exp_avg") if group["beta1"] else (),
+                matrices.column("row"),
+                matrices.column("column"),
+                matrices.column("step"),
+                matrices.lr,
+                matrices.grad_scale,
+                **options,
+            )

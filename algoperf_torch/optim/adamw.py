@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from algoperf_torch.kernels.adam import adam_
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction, zeros_for
 from algoperf_torch.optim.base import BaseOptimizer, require_fraction, require_non_negative
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def adamw_(
@@ -36,6 +38,35 @@ def adamw_(
     denominator = (exp_avg_sq / bias_correction(beta2, step)).sqrt_().add_(eps)
     update = (exp_avg / bias_correction(beta1, step)).div_(denominator)
     param.sub_(update.add_(param, alpha=weight_decay).mul_(lr))
+
+
+def fused_adam(
+    update: FusedUpdate,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    nesterov: bool = False,
+    cautious: bool = False,
+) -> None:
+    """AdamW, NAdamW and their cautious forms over all parameters of an update."""
+    beta1, beta2 = betas
+    adam_.with_table(
+        update.table("adam"),
+        update.params,
+        update.grads,
+        update.column("exp_avg"),
+        update.column("exp_avg_sq"),
+        (),
+        update.column("step"),
+        update.lr,
+        update.grad_scale,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=update.group["weight_decay"],
+        nesterov=nesterov,
+        cautious=cautious,
+    )
 
 
 class AdamW(BaseOptimizer):
@@ -74,3 +105,6 @@ class AdamW(BaseOptimizer):
             eps=group["eps"],
             weight_decay=group["weight_decay"],
         )
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        fused_adam(update, betas=update.group["betas"], eps=update.group["eps"])

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from algoperf_torch.errors import HyperparameterError
+from algoperf_torch.kernels.ademamix import ademamix_ as ademamix_kernel_
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction, zeros_for
 from algoperf_torch.optim.base import BaseOptimizer, OptimizerAlgorithm, require_fraction, require_non_negative
 from algoperf_torch.optim.context import TrainingContext
+from algoperf_torch.optim.fused import FusedUpdate
 from algoperf_torch.optim.wrappers import split_own
 from algoperf_torch.spec import Hyperparameters
 
@@ -30,13 +32,13 @@ def mixing_weight(alpha: float, step: Tensor, mix_warmup: int) -> Tensor:
     return (step / max(mix_warmup, 1)).clamp(max=1.0) * alpha if mix_warmup else torch.full_like(step, alpha)
 
 
-def slow_decay(beta1: float, beta3: float, step: Tensor, mix_warmup: int) -> Tensor:
-    """The slow average's decay: from `beta1` to `beta3` over `mix_warmup` updates, linear in the half-life."""
+def slow_weight(beta1: float, beta3: float, step: Tensor, mix_warmup: int) -> Tensor:
+    """1 - the slow average's decay, which goes from `beta1` to `beta3` over `mix_warmup` updates, linear in the half-life."""
     if not mix_warmup or not 0 < beta1 < beta3:
-        return torch.full_like(step, beta3)
+        return torch.full_like(step, 1 - beta3)
     progress = (step / mix_warmup).clamp(max=1.0)
     start, end = math.log(beta1), math.log(beta3)
-    return torch.exp(start * end / ((1 - progress) * end + progress * start))
+    return -torch.expm1(start * end / ((1 - progress) * end + progress * start))
 
 
 def ademamix_(
@@ -59,7 +61,7 @@ def ademamix_(
     """One update of one parameter in place; `step` is 1 in the first."""
     grad = grad.to(exp_avg.dtype)
     exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_slow.lerp_(grad, 1 - slow_decay(beta1, beta3, step, mix_warmup))
+    exp_avg_slow.lerp_(grad, slow_weight(beta1, beta3, step, mix_warmup))
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     denominator = (exp_avg_sq / bias_correction(beta2, step)).sqrt_().add_(eps)
     update = exp_avg / bias_correction(beta1, step)
@@ -108,6 +110,28 @@ class AdEMAMix(BaseOptimizer):
             state["exp_avg_sq"],
             state["step"],
             lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            beta3=beta3,
+            alpha=group["alpha"],
+            mix_warmup=group["mix_warmup"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        group = update.group
+        beta1, beta2, beta3 = group["betas"]
+        ademamix_kernel_.with_table(
+            update.table(),
+            update.params,
+            update.grads,
+            update.column("exp_avg"),
+            update.column("exp_avg_slow"),
+            update.column("exp_avg_sq"),
+            update.column("step"),
+            update.lr,
+            update.grad_scale,
             beta1=beta1,
             beta2=beta2,
             beta3=beta3,

@@ -7,6 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from algoperf_torch.kernels import registry
+from algoperf_torch.kernels.launch import DTYPES
+from algoperf_torch.kernels.symmetric_product import symmetric_update_
+
 Scalar = float | Tensor  # a number or a 0-d tensor
 
 
@@ -23,6 +27,14 @@ def zeros_for(param: Tensor) -> Tensor:
 def bias_correction(beta: float, step: Tensor) -> Tensor:
     """1 - beta^step as a 0-d tensor; accurate in float32 also where beta^step is close to 1."""
     return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+
+
+def move_second_moment_(statistic: Tensor, matrix: Tensor, weight: float) -> None:
+    """Moves `statistic` [n, n] towards matrix matrix^T by a weight; on a CUDA device only half of it is computed."""
+    if registry.updates_fused(statistic.device) and {statistic.dtype, matrix.dtype} <= set(DTYPES):
+        symmetric_update_(statistic[None], matrix[None], torch.full((), weight, device=statistic.device))
+    else:
+        statistic.lerp_(matrix @ matrix.mT, weight)
 
 
 def inverse_root(matrix: Tensor, power: float, eps: float) -> Tensor | None:

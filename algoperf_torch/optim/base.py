@@ -20,9 +20,13 @@ from algoperf_torch.errors import (
     SubmissionLoadError,
     TrainingComplete,
 )
+from algoperf_torch.kernels import registry
+from algoperf_torch.kernels.grad_norm import clip_coefficient_with_table
+from algoperf_torch.kernels.launch import DTYPES, TensorTable, is_dense
 from algoperf_torch.optim.arithmetic import state_dtype
 from algoperf_torch.optim.batch_norm import BatchNormRecomputation
 from algoperf_torch.optim.context import TrainingContext
+from algoperf_torch.optim.fused import FusedUpdate, KeptGroup
 from algoperf_torch.optim.hyperparameters import Options, sort_hyperparameters
 from algoperf_torch.optim.schedules import make_schedule
 from algoperf_torch.spec import Batch, Hyperparameters
@@ -39,7 +43,7 @@ class TrainingAlgorithm(ABC):
             its loss before the clock starts, it does so for this value; any other is compiled, and charged, when used.
     """
 
-    batch_sizes: ClassVar[dict[str, int]] = {}
+    batch_sizes: ClassVar[Mapping[str, int]] = {}
     label_smoothing: float = 0.0
 
     @classmethod
@@ -109,6 +113,7 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         )
         self.multiplier = make_schedule(self.schedule, context.step_hint, options.schedule)
         self.updates = 0
+        self._clip_table = TensorTable()
         self._closure_step = self._steps_with_closure()
         for group in self.optimizer.param_groups:
             if "lr" in group:
@@ -194,8 +199,11 @@ class OptimizerAlgorithm(TrainingAlgorithm):
             loss = self._step_with_closure(batch)
         else:
             loss = self.backward(batch)
-            self.clip_gradients()
-            self._step()
+            if self._folds_clipping():
+                self.optimizer.step(grad_scale=self._clip_coefficient())  # type: ignore[call-overload]
+            else:
+                self.clip_gradients()
+                self._step()
         if self.updates % LOG_PERIOD == 0:
             self.context.log("loss", self._over_ranks(loss))
             self.context.log("lr", lr)
@@ -229,6 +237,20 @@ class OptimizerAlgorithm(TrainingAlgorithm):
         """Scales the whole gradient down to norm `grad_clip`, where that is given."""
         if self.options.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=self.options.grad_clip)
+
+    def _folds_clipping(self) -> bool:
+        """Whether the update multiplies the gradients itself: they are read for the norm and the update, never rewritten."""
+        return (
+            self.options.grad_clip is not None
+            and type(self).clip_gradients is OptimizerAlgorithm.clip_gradients
+            and isinstance(self.optimizer, BaseOptimizer)
+            and self.optimizer.is_fused
+        )
+
+    def _clip_coefficient(self) -> Tensor:
+        grads = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        assert self.options.grad_clip is not None
+        return clip_coefficient_with_table(self._clip_table, grads, self.options.grad_clip)[1]
 
     def _step_with_closure(self, batch: Batch) -> Tensor:
         """An update that evaluates the loss as often as it likes: same dropout each time, batch norm moved once."""
@@ -304,6 +326,10 @@ class BaseOptimizer(Optimizer):
     `init_state` where there is state; `check_options` to refuse options. `update_all` may be overridden to update all
     parameters of a group at once. The learning rate may be a number or a 0-d tensor.
 
+    Where a kernel has the same mathematics, `update_fused` calls it; it then updates, on a CUDA device, the parameters for
+    which `kernel_takes` holds. States are the same on both paths. A subclass that defines other mathematics (`update_`,
+    `update_all`, `rule`) without an `update_fused` of its own has no kernel.
+
     Parameters without a gradient are skipped. Every parameter's state holds `step`, a 0-d tensor on its device that
     counts its updates and is 1 in the first. Loaded state keeps its dtype (`torch.optim` casts it to the parameter's).
     """
@@ -323,6 +349,14 @@ class BaseOptimizer(Optimizer):
         for param, grad, state in zip(params, grads, states, strict=True):
             self.update_(param, grad, state, group)
 
+    def update_fused(self, update: FusedUpdate) -> None:
+        """The same by a kernel, for the parameters that it takes; their gradients are to be multiplied by `grad_scale`."""
+        raise NotImplementedError
+
+    def kernel_takes(self, param: Tensor) -> bool:
+        """Whether the kernel can update a parameter; the others are left to `update_all`."""
+        return param.dtype in DTYPES and is_dense(param)
+
     def check_options(self, group: dict[str, Any]) -> None:
         """Raises `ValueError` for an option of a parameter group that cannot be used. By default `lr` must be >= 0."""
         require_non_negative(lr=group.get("lr", 0.0))
@@ -335,17 +369,61 @@ class BaseOptimizer(Optimizer):
                 raise ValueError(f"{type(self).__name__} does not support complex parameters.")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters that have a gradient. Returns the value of the closure, if one is given."""
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: Tensor | None = None) -> Any:
+        """One update of all parameters that have a gradient. Returns the value of the closure, if one is given.
+
+        Args:
+            grad_scale: a 0-d tensor, beside the parameters, that all gradients are multiplied with; they stay as they are.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             params = [param for param in group["params"] if param.grad is not None]
             if params:
-                self.update_all(params, [self._dense(param) for param in params], self._states(params), group)
+                grads, states = [self._dense(param) for param in params], self._states(params)
+                if self.is_fused:
+                    params, grads, states = self._fuse(number, params, grads, states, grad_scale)
+                if grad_scale is not None and grads:
+                    grads = list(torch._foreach_mul(grads, grad_scale))
+                self.update_all(params, grads, states, group)
         return loss
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether kernels update the parameters, as far as they take them."""
+        if not _has_kernel(type(self)) or torch.compiler.is_compiling():
+            return False
+        device = next((param.device for group in self.param_groups for param in group["params"]), torch.device("cpu"))
+        return registry.updates_fused(device)
+
+    def _fuse(
+        self,
+        number: int,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Any]],
+        grad_scale: Tensor | None,
+    ) -> tuple[list[Tensor], list[Tensor], list[dict[str, Any]]]:
+        """Updates what the kernel takes of the parameters of a group; returns the others, their gradients and states."""
+        groups: dict[int, KeptGroup] = self.__dict__.setdefault("_kept_groups", {})  # not there in a copy
+        kept = groups.get(number)
+        if kept is None or not kept.is_of(params):
+            takes = [param.device == params[0].device and self.kernel_takes(param) for param in params]
+            taken, left = ([i for i, is_taken in enumerate(takes) if is_taken is wanted] for wanted in (True, False))
+            kept = groups[number] = KeptGroup(params, taken, left)
+        if kept.taken:
+            update = FusedUpdate(
+                tuple([params[i] for i in kept.taken]),
+                tuple([grads[i] for i in kept.taken]),
+                tuple([states[i] for i in kept.taken]),
+                self.param_groups[number],
+                grad_scale,
+                kept.values,
+            )
+            self.update_fused(update)
+        return [params[i] for i in kept.left], [grads[i] for i in kept.left], [states[i] for i in kept.left]
 
     def _dense(self, param: Tensor) -> Tensor:
         grad = param.grad
@@ -375,6 +453,7 @@ class BaseOptimizer(Optimizer):
             {name: item for name, item in group.items() if isinstance(item, Tensor)} for group in self.param_groups
         ]
         super().load_state_dict(state_dict)
+        self.__dict__.pop("_kept_groups", None)
         for group, saved, tensors in zip(self.param_groups, state_dict["param_groups"], before, strict=True):
             for name, tensor in tensors.items():
                 group[name] = tensor.copy_(torch.as_tensor(saved[name]))
@@ -382,7 +461,24 @@ class BaseOptimizer(Optimizer):
                 for name, value in state_dict["state"].get(index, {}).items():
                     if isinstance(value, Tensor):
                         self.state[param][name] = value.to(param.device, copy=True)
+                        if _has_kernel(type(self)) and self.kernel_takes(param) and value.shape == param.shape:
+                            # Kernels read both in the order of memory, which a file need not have kept.
+                            self.state[param][name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
+
+def _has_kernel(optimizer_class: type[BaseOptimizer]) -> bool:
+    """Whether the class that says what an update is also says which kernel does the same."""
+    for base in optimizer_class.__mro__:
+        if base is BaseOptimizer:
+            return False
+        if "update_fused" in base.__dict__:
+            return True
+        if _MATHEMATICS & base.__dict__.keys():
+            return False
+    return False
+
+
+_MATHEMATICS = {"step", "update_", "update_all", "rule"}
 
 # ---------------------------------------------------------------- options
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from algoperf_torch.optim.adamw import AdamW
+from algoperf_torch.optim.adamw import AdamW, fused_adam
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction
+from algoperf_torch.optim.fused import FusedUpdate
 
 SMALLEST_SHARE = 1e-3
 
@@ -45,3 +46,6 @@ class CautiousNAdamW(AdamW):
     """NAdamW that never moves against the gradient; its options and state are those of AdamW."""
 
     rule = staticmethod(cautious_nadamw_)
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        fused_adam(update, betas=update.group["betas"], eps=update.group["eps"], nesterov=True, cautious=True)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from algoperf_torch.kernels.lamb import lamb_ as lamb_kernel_
 from algoperf_torch.optim.adamw import AdamW
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def lamb_(
@@ -43,3 +45,20 @@ class LAMB(AdamW):
     """Layer-wise adaptive moments; its options and state are those of AdamW."""
 
     rule = staticmethod(lamb_)
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        beta1, beta2 = update.group["betas"]
+        lamb_kernel_.with_table(
+            update.table(),
+            update.params,
+            update.grads,
+            update.column("exp_avg"),
+            update.column("exp_avg_sq"),
+            update.column("step"),
+            update.lr,
+            update.grad_scale,
+            beta1=beta1,
+            beta2=beta2,
+            eps=update.group["eps"],
+            weight_decay=update.group["weight_decay"],
+        )

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from algoperf_torch.kernels.lion import lion_ as lion_kernel_
 from algoperf_torch.optim.arithmetic import Scalar, zeros_for
 from algoperf_torch.optim.base import BaseOptimizer, require_fraction, require_non_negative
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def lion_(
@@ -56,4 +58,18 @@ class Lion(BaseOptimizer):
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],
+        )
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        beta1, beta2 = update.group["betas"]
+        lion_kernel_.with_table(
+            update.table(),
+            update.params,
+            update.grads,
+            update.column("exp_avg"),
+            update.lr,
+            update.grad_scale,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=update.group["weight_decay"],
         )

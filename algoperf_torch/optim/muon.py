@@ -19,7 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from algoperf_torch.optim.adamw import adamw_
+from algoperf_torch.kernels.muon import muon_apply_, muon_momentum_
+from algoperf_torch.kernels.newton_schulz import newton_schulz as newton_schulz_kernel
+from algoperf_torch.optim.adamw import adamw_, fused_adam
 from algoperf_torch.optim.arithmetic import Scalar, zeros_for
 from algoperf_torch.optim.base import (
     BaseOptimizer,
@@ -28,6 +30,7 @@ from algoperf_torch.optim.base import (
     require_non_negative,
     require_positive,
 )
+from algoperf_torch.optim.fused import FusedUpdate
 from algoperf_torch.spec import ParamRole
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
@@ -138,6 +141,69 @@ class Muon(BaseOptimizer):
             eps=group["adamw_eps"],
             weight_decay=group["weight_decay"],
         )
+
+    def kernel_takes(self, param: Tensor) -> bool:
+        return super().kernel_takes(param) and param.is_contiguous()
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        group = update.group
+        matrices, others = update.split(lambda state: "momentum_buffer" in state)
+        if others:
+            fused_adam(others, betas=group["adamw_betas"], eps=group["adamw_eps"])
+        if not matrices:
+            return
+        batches = matrices.keep("batches", lambda: Batches(matrices.params, group["ns_dtype"], group["adjust_lr"]))
+        muon_momentum_.with_table(
+            matrices.table("momentum"),
+            matrices.column("momentum_buffer"),
+            matrices.grads,
+            batches.directions,
+            matrices.grad_scale,
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+        )
+        muon_apply_.with_table(
+            matrices.table("apply"),
+            matrices.params,
+            batches.orthogonalised(group["ns_steps"]),
+            batches.factors,
+            matrices.lr,
+            weight_decay=group["weight_decay"],
+        )
+
+
+class Batches:
+    """Memory for what the kernels orthogonalise: one batch for every shape of a matrix.
+
+    Attributes:
+        directions: a view of its slice of a batch for every parameter, in the parameter's shape.
+        factors: what the learning rate of every parameter is multiplied by, 0-d.
+    """
+
+    def __init__(self, params: tuple[Tensor, ...], dtype: str, adjust_lr: str) -> None:
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for place, param in enumerate(params):
+            by_shape.setdefault((param.shape[0], param[0].numel()), []).append(place)
+        device = params[0].device
+        self._params = params
+        self._places = list(by_shape.values())
+        self._batches = [
+            torch.empty(len(places), *shape, dtype=getattr(torch, dtype), device=device)
+            for shape, places in by_shape.items()
+        ]
+        self.directions = self._of_parameters(self._batches)
+        scales = {place: scale_of_step(shape, adjust_lr) for shape, places in by_shape.items() for place in places}
+        self.factors = tuple([torch.full((), scales[place], device=device) for place in range(len(params))])
+
+    def orthogonalised(self, num_steps: int) -> tuple[Tensor, ...]:
+        """What Newton-Schulz iterations make of `directions`, in the parameters' shapes."""
+        return self._of_parameters([newton_schulz_kernel(batch, num_steps) for batch in self._batches])
+
+    def _of_parameters(self, batches: list[Tensor]) -> tuple[Tensor, ...]:
+        matrices: dict[int, Tensor] = {}
+        for places, batch in zip(self._places, batches, strict=True):
+            matrices.update(zip(places, batch.unbind(), strict=True))
+        return tuple([matrices[place].view(param.shape) for place, param in enumerate(self._params)])
 
 
 class MuonAlgorithm(OptimizerAlgorithm):

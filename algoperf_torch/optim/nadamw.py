@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from algoperf_torch.optim.adamw import AdamW
+from algoperf_torch.optim.adamw import AdamW, fused_adam
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def nadamw_(
@@ -42,3 +43,6 @@ class NAdamW(AdamW):
     """AdamW with a Nesterov step; its options and state are those of AdamW."""
 
     rule = staticmethod(nadamw_)
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        fused_adam(update, betas=update.group["betas"], eps=update.group["eps"], nesterov=True)

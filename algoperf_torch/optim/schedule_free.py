@@ -16,14 +16,16 @@ for ResNet-50 (1.5 to 10).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from algoperf_torch.kernels.schedule_free import schedule_free_ as schedule_free_kernel_
 from algoperf_torch.optim.arithmetic import Scalar, bias_correction, state_dtype, zeros_for
 from algoperf_torch.optim.base import BaseOptimizer, require_fraction, require_non_negative, require_positive
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def average_weight(lr: Scalar, lr_max: Tensor, weight_sum: Tensor) -> Tensor:
@@ -82,12 +84,12 @@ class ScheduleFree(BaseOptimizer):
         """The share of x in y."""
         raise NotImplementedError
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: Tensor | None = None) -> Any:
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError(
                 f"{type(self).__name__} holds the weights for evaluation. Call `train()` before `step()`."
             )
-        return super().step(closure)
+        return super().step(closure, grad_scale=grad_scale)
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -109,6 +111,34 @@ class ScheduleFree(BaseOptimizer):
                     z = self.state[param]["z"]
                     param.copy_(param.to(z.dtype).lerp(z, 1 - beta if train_mode else 1 - 1 / beta))
             group["train_mode"] = train_mode
+
+
+def fused_schedule_free(
+    update: FusedUpdate, exp_avg_sqs: tuple[Tensor, ...], *, beta1: float, beta2: float, eps: float
+) -> None:
+    """Schedule-free AdamW over all parameters of an update, SGD where `exp_avg_sqs` is empty."""
+    size, device = len(update), update.params[0].device
+    weights, weight_of_each = update.keep("weights", lambda: _unbound(torch.empty(size, device=device)))
+    weights.copy_(average_weight(update.lr, update.packed("lr_max"), update.packed("weight_sum")))
+    schedule_free_kernel_.with_table(
+        update.table(),
+        update.params,
+        update.grads,
+        update.column("z"),
+        exp_avg_sqs,
+        update.column("step"),
+        weight_of_each,
+        update.lr,
+        update.grad_scale,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=update.group["weight_decay"],
+    )
+
+
+def _unbound(flat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return flat, flat.unbind()
 
 
 class ScheduleFreeAdamW(ScheduleFree):
@@ -152,6 +182,10 @@ class ScheduleFreeAdamW(ScheduleFree):
             weight_decay=group["weight_decay"],
         )
 
+    def update_fused(self, update: FusedUpdate) -> None:
+        beta1, beta2 = update.group["betas"]
+        fused_schedule_free(update, update.column("exp_avg_sq"), beta1=beta1, beta2=beta2, eps=update.group["eps"])
+
 
 class ScheduleFreeSGD(ScheduleFree):
     """Schedule-free SGD; `momentum` is the share of the average in the point where gradients are taken."""
@@ -179,3 +213,6 @@ class ScheduleFreeSGD(ScheduleFree):
             beta=group["momentum"],
             weight_decay=group["weight_decay"],
         )
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        fused_schedule_free(update, (), beta1=update.group["momentum"], beta2=0.0, eps=0.0)

@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
+from algoperf_torch.kernels.sgd import sgd_ as sgd_kernel_
 from algoperf_torch.optim.arithmetic import Scalar, zeros_for
 from algoperf_torch.optim.base import BaseOptimizer, require_fraction, require_non_negative
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def sgd_(
@@ -66,4 +68,17 @@ class SGD(BaseOptimizer):
             momentum=group["momentum"],
             weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
+        )
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        sgd_kernel_.with_table(
+            update.table(),
+            update.params,
+            update.grads,
+            update.column("momentum_buffer"),
+            update.lr,
+            update.grad_scale,
+            momentum=update.group["momentum"],
+            weight_decay=update.group["weight_decay"],
+            nesterov=update.group["nesterov"],
         )

@@ -23,7 +23,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from algoperf_torch.optim.arithmetic import Scalar, bias_correction, inverse_root, state_dtype, zeros_for
+from algoperf_torch.optim.adamw import fused_adam
+from algoperf_torch.optim.arithmetic import (
+    Scalar,
+    bias_correction,
+    inverse_root,
+    move_second_moment_,
+    state_dtype,
+    zeros_for,
+)
 from algoperf_torch.optim.base import (
     BaseOptimizer,
     OptimizerAlgorithm,
@@ -31,6 +39,7 @@ from algoperf_torch.optim.base import (
     require_non_negative,
     require_positive,
 )
+from algoperf_torch.optim.fused import FusedUpdate
 
 
 def blocks_of(matrix: Tensor, size: int) -> list[Tensor]:
@@ -101,14 +110,20 @@ class Shampoo(BaseOptimizer):
             self._refresh_roots(states, group)
         super().update_all(params, grads, states, group)
 
+    def kernel_takes(self, param: Tensor) -> bool:
+        return super().kernel_takes(param) and param.dim() < 2  # whose update is AdamW's
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        fused_adam(update, betas=update.group["betas"], eps=update.group["eps"])
+
     def _accumulate(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         beta2 = group["betas"][1]
         matrix = grad.reshape(grad.shape[0], -1).to(state_dtype(grad))
         for number, block in enumerate(blocks_of(matrix, group["block_size"])):
-            for name, product in ((f"left_{number}", block @ block.mT), (f"right_{number}", block.mT @ block)):
+            for name, side in ((f"left_{number}", block), (f"right_{number}", block.mT)):
                 if name not in state:
-                    state[name] = torch.zeros_like(product)
-                state[name].lerp_(product, 1 - beta2)
+                    state[name] = side.new_zeros(len(side), len(side))
+                move_second_moment_(state[name], side, 1 - beta2)
 
     def _refresh_roots(self, states: list[dict[str, Any]], group: dict[str, Any]) -> None:
         """Recomputes the inverse fourth roots of all factors, each on one rank. A factor that is not finite keeps its root."""

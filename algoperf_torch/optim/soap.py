@@ -17,9 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algoperf_torch.optim.adamw import adamw_
-from algoperf_torch.optim.arithmetic import Scalar, bias_correction, eigenbasis, state_dtype, zeros_for
+from algoperf_torch.optim.adamw import adamw_, fused_adam
+from algoperf_torch.optim.arithmetic import (
+    Scalar,
+    bias_correction,
+    eigenbasis,
+    move_second_moment_,
+    state_dtype,
+    zeros_for,
+)
 from algoperf_torch.optim.base import BaseOptimizer, require_fraction, require_non_negative, require_positive
+from algoperf_torch.optim.fused import FusedUpdate
 
 SIDES = ("left", "right")
 
@@ -31,12 +39,6 @@ def rotate(matrix: Tensor, left: Tensor | None, right: Tensor | None, *, back: b
     if right is not None:
         matrix = matrix @ (right.mT if back else right)
     return matrix
-
-
-def second_moment_of_side(grad: Tensor, side: str) -> Tensor:
-    """G G^T or G^T G of a gradient matrix."""
-    product: Tensor = grad @ grad.mT if side == "left" else grad.mT @ grad
-    return product
 
 
 def soap_(
@@ -106,6 +108,12 @@ class SOAP(BaseOptimizer):
         group["updates"] += 1
         super().update_all(params, grads, states, group)
 
+    def kernel_takes(self, param: Tensor) -> bool:
+        return super().kernel_takes(param) and param.dim() < 2  # whose update is AdamW's
+
+    def update_fused(self, update: FusedUpdate) -> None:
+        fused_adam(update, betas=update.group["betas"], eps=update.group["eps"])
+
     def update_(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         rule: dict[str, Any] = {
@@ -122,17 +130,19 @@ class SOAP(BaseOptimizer):
         sides = [
             side for side, size in zip(SIDES, matrix.shape, strict=True) if size <= group["max_preconditioner_dim"]
         ]
+        factors = {"left": matrix, "right": matrix.mT}
         is_first = not any(side in state for side in SIDES)
         if is_first:
             for side in sides:
-                state[side] = second_moment_of_side(matrix, side).mul_(1 - group["shampoo_beta"])
+                state[side] = matrix.new_zeros(len(factors[side]), len(factors[side]))
+                move_second_moment_(state[side], factors[side], 1 - group["shampoo_beta"])
                 basis = eigenbasis(state[side])
                 state[f"{side}_basis"] = torch.eye(len(state[side])).to(state[side]) if basis is None else basis
         bases = (state.get("left_basis"), state.get("right_basis"))
         soap_(param, matrix, state["exp_avg"], state["exp_avg_sq"], bases, state["step"], **rule)
         for side in sides:
             if not is_first:
-                state[side].lerp_(second_moment_of_side(matrix, side), 1 - group["shampoo_beta"])
+                move_second_moment_(state[side], factors[side], 1 - group["shampoo_beta"])
             if group["updates"] % group["precondition_frequency"] == 0:
                 state[f"{side}_basis"] = torch.linalg.qr(state[side] @ state[f"{side}_basis"])[0]
 

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from algoperf_torch.errors import HyperparameterError
+from algoperf_torch.kernels import registry
+from algoperf_torch.kernels.ema import ema_
+from algoperf_torch.kernels.launch import DTYPES, TensorTable, is_dense
 from algoperf_torch.optim.arithmetic import state_dtype, zeros_for
 from algoperf_torch.optim.base import TrainingAlgorithm
 from algoperf_torch.optim.batch_norm import BatchNormRecomputation
@@ -117,6 +120,8 @@ class ExponentialAverage(AveragingAlgorithm):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._table = TensorTable()
+        self._is_fused = all(parameter.dtype in DTYPES and is_dense(parameter) for parameter in self.parameters)
         self._average = [parameter.detach().to(state_dtype(parameter), copy=True) for parameter in self.parameters]
 
     @classmethod
@@ -127,6 +132,10 @@ class ExponentialAverage(AveragingAlgorithm):
     @torch.no_grad()
     def accumulate(self) -> None:
         decay = min(self.options["ema_decay"], (1 + self.steps) / (10 + self.steps))
+        if self._is_fused and registry.updates_fused(self.context.device):
+            weight = torch.full((), 1 - decay, device=self.context.device)
+            ema_.with_table(self._table, self._average, self.parameters, weight)
+            return
         now = [parameter.to(mean.dtype) for parameter, mean in zip(self.parameters, self._average, strict=True)]
         torch._foreach_lerp_(self._average, now, 1 - decay)
 

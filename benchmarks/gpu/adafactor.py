@@ -17,7 +17,9 @@ from benchmarks.gpu.case import (
     workload_shapes,
 )
 
-OPTIONS = {"beta1": 0.9, "beta2_decay": -0.8, "eps1": 1e-7, "eps2": 1e-3, "clip": 1.0, "weight_decay": 0.1}
+OPTIONS = {
+    "beta1": 0.9, "beta2": 0.99, "decay_rate": -0.8, "clip": 1.0, "scale_parameter": True, "weight_decay": 0.1,
+}  # fmt: skip
 FOREACH = optimizer_peer(lambda params: torch.optim.Adafactor(params, lr=0.01, weight_decay=0.1, foreach=True))
 
 
@@ -36,7 +38,7 @@ def matrices() -> Case:
             "steps": (torch.full((), 10.0, device=device),) * len(chosen),
             "lr": torch.full((), 0.01, device=device),
         }
-        return UpdateInputs(arguments, dict(OPTIONS), MatrixTable(block=32, persistent=True))
+        return UpdateInputs(arguments, dict(OPTIONS), MatrixTable(persistent=True))
 
     def fused(inputs: UpdateInputs) -> None:
         from algoperf_torch.kernels.adafactor import fused

@@ -6,8 +6,10 @@ from algoperf_torch.kernels.ademamix import ademamix_
 from benchmarks.gpu import foreach
 from benchmarks.gpu.case import Case, compiled_peer, foreach_peer, update_case, workload_shapes
 
-OPTIONS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
-GIVEN = {"lr": 1e-3, "alpha": 2.0, "beta3": 0.999}
+OPTIONS = {
+    "beta1": 0.9, "beta2": 0.999, "beta3": 0.9999, "alpha": 5.0, "mix_warmup": 0, "eps": 1e-8, "weight_decay": 0.1,
+}  # fmt: skip
+GIVEN = {"lr": 1e-3}
 PEERS = {"foreach": foreach_peer(foreach.ademamix), "compiled": compiled_peer(ademamix_)}
 
 

@@ -69,13 +69,13 @@ def lion(params, grads, m, lr, *, beta1, beta2, weight_decay):
     torch._foreach_lerp_(m, grads, 1 - beta2)
 
 
-def ademamix(params, grads, m, slow, v, steps, lr, alpha, beta3, *, beta1, beta2, eps, weight_decay):
+def ademamix(params, grads, m, slow, v, steps, lr, *, beta1, beta2, beta3, alpha, eps, weight_decay, **_):
     _moments(grads, m, v, beta1, beta2)
     torch._foreach_mul_(slow, beta3)
     torch._foreach_add_(slow, torch._foreach_mul(grads, 1 - beta3))
     first, second = _corrections(steps, beta1, beta2)
     numerators = torch._foreach_div(m, first)
-    torch._foreach_add_(numerators, torch._foreach_mul(slow, alpha))
+    torch._foreach_add_(numerators, torch._foreach_mul(slow, alpha))  # as after the warm-up
     _step(params, numerators, _denominators(v, second, eps), lr, weight_decay)
 
 

@@ -6,7 +6,11 @@ import torch
 from algoperf_torch.kernels.adafactor import adafactor_matrices_, adafactor_vectors_, fused, reference
 from algoperf_torch.kernels.launch import MatrixTable
 
-OPTIONS = {"beta1": 0.9, "beta2_decay": -0.8, "eps1": 1e-7, "eps2": 1e-3, "clip": 1.0, "weight_decay": 0.1}
+OPTIONS = {
+    "beta1": 0.9, "beta2": 0.99, "decay_rate": None, "clip": 0.7, "scale_parameter": False, "weight_decay": 0.1,
+}  # fmt: skip
+PAPER = OPTIONS | {"decay_rate": -0.8, "scale_parameter": True}
+SETTINGS = pytest.mark.parametrize("options", [OPTIONS, PAPER], ids=["algoperf", "paper"])
 GIVEN = {"lr": 0.01, "grad_scale": 0.7}
 MATRICES = [(1, 1), (32, 64), (33, 65), (5, 150), (70, 7), (64, 128), (40, 0)]
 DTYPES = {
@@ -16,10 +20,11 @@ DTYPES = {
 }
 
 
+@SETTINGS
 @pytest.mark.parametrize("absent", [(), ("exp_avgs",)], ids=["momentum", "plain"])
-def test_vectors_agree_with_reference(proofs, layout, absent):
+def test_vectors_agree_with_reference(proofs, layout, absent, options):
     layout.shapes = [shape for shape in layout.shapes if shape != (0,)]  # the mean over nothing is not a number
-    proofs.agree(adafactor_vectors_, layout, OPTIONS, GIVEN, absent)
+    proofs.agree(adafactor_vectors_, layout, options, GIVEN, absent)
 
 
 @pytest.mark.parametrize("absent", [(), ("exp_avgs",)], ids=["momentum", "plain"])
@@ -40,16 +45,17 @@ def matrices(layouts, dtypes, *, momentum: bool, offset: int = 0, shapes=MATRICE
     return layout, [params, grads, exp_avgs, rows, cols, steps, *given]
 
 
+@SETTINGS
 @pytest.mark.parametrize("momentum", [True, False])
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("dtypes", DTYPES)
-def test_matrices_agree_with_reference(layouts, dtypes, offset, momentum):
+def test_matrices_agree_with_reference(layouts, dtypes, offset, momentum, options):
     layout, actual = matrices(layouts, DTYPES[dtypes], momentum=momentum, offset=offset)
     _, expected = matrices(layouts, DTYPES[dtypes], momentum=momentum, offset=offset)
-    table = MatrixTable(block=fused.ROWS)
+    table = MatrixTable()
     for _ in range(2):  # the second launch needs what the first left behind
-        fused.adafactor_matrices_(*actual, **OPTIONS, table=table)
-        reference.adafactor_matrices_(*expected, **OPTIONS)
+        fused.adafactor_matrices_(*actual, **options, table=table)
+        reference.adafactor_matrices_(*expected, **options)
     for ours, theirs in zip(actual[:5], expected[:5], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             rtol = 1e-5 if a.dtype is torch.float32 else 2**-7
@@ -66,19 +72,32 @@ def test_empty_matrices(layouts, device):
     )  # fmt: skip
 
 
+def test_a_dead_row_and_a_dead_column(device):
+    """The product of their two statistics is no float32; what has no gradient does not move."""
+    grad = torch.rand(40, 70, device=device) + 0.5
+    grad[3], grad[:, 5] = 0.0, 0.0
+    for update in (fused.adafactor_matrices_, reference.adafactor_matrices_):
+        param, (row, column) = torch.zeros_like(grad), (torch.zeros(size, device=device) for size in grad.shape)
+        for t in (1.0, 2.0):
+            step, lr = torch.tensor(t, device=device), torch.tensor(0.1, device=device)
+            update([param], [grad], [], [row], [column], [step], lr, **OPTIONS)
+        assert param.isfinite().all()
+        assert torch.equal(param == 0, grad == 0)
+
+
 @pytest.mark.parametrize("shape", [(6, 9), (30,)])
 def test_reference_is_torch_adafactor(shape):
     ours = torch.linspace(-2, 2, 54)[: torch.Size(shape).numel()].reshape(shape).clone()
     theirs = torch.nn.Parameter(ours.clone())
-    optimizer = torch.optim.Adafactor([theirs], lr=0.05, eps=(1e-7, 1e-3), weight_decay=0.1)
+    optimizer = torch.optim.Adafactor([theirs], lr=0.05, eps=(1e-15, 1e-3), weight_decay=0.1)
     state = [torch.zeros(shape[0]), torch.zeros(shape[-1])] if len(shape) == 2 else [torch.zeros(shape)]
     update = reference.adafactor_matrices_ if len(shape) == 2 else reference.adafactor_vectors_
     step = torch.zeros(())
     for _ in range(50):
         theirs.grad = theirs.detach().cos() * 3
         step += 1
-        update([ours], [ours.cos() * 3], [], *([s] for s in state), [step], torch.tensor(0.05), **OPTIONS)
-        optimizer.step()
+        update([ours], [ours.cos() * 3], [], *([s] for s in state), [step], torch.tensor(0.05), **PAPER | {"clip": 1.0})
+        optimizer.step()  # which limits lr by 1 / sqrt(t), still above 0.05
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 

@@ -8,17 +8,25 @@ import torch
 from torch import Tensor
 
 from algoperf_torch.kernels.grad_norm import reference
+from algoperf_torch.kernels.launch import TensorTable
 from algoperf_torch.kernels.registry import runs_fused
+
+
+def clip_coefficient_with_table(
+    table: TensorTable | None, grads: Sequence[Tensor], max_norm: float
+) -> tuple[Tensor, Tensor]:
+    """`clip_coefficient` for eager callers that keep a `launch.TensorTable` between updates."""
+    if grads and runs_fused("clip_coefficient", grads[0].device, update=True):
+        from algoperf_torch.kernels.grad_norm import fused
+
+        return fused.clip_coefficient(grads, max_norm, table)
+    return reference.clip_coefficient(grads, max_norm)
 
 
 @torch.library.custom_op("algoperf::clip_coefficient", mutates_args=())
 def clip_coefficient(grads: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
     """(norm, min(1, max_norm / (norm + 1e-6))) of all elements of all gradients together, float32, 0-d."""
-    if grads and runs_fused("clip_coefficient", grads[0].device, update=True):
-        from algoperf_torch.kernels.grad_norm import fused
-
-        return fused.clip_coefficient(grads, max_norm)
-    return reference.clip_coefficient(grads, max_norm)
+    return clip_coefficient_with_table(None, grads, max_norm)
 
 
 @clip_coefficient.register_fake
