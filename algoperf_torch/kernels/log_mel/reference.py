@@ -31,16 +31,18 @@ def log_mel(
     that become 0.
     """
     n = len(window)
-    x = audio * (1 - paddings) * SCALE
-    x = functional.pad(x[:, 1:] - PRE_EMPHASIS * x[:, :-1], (1, 0))
     num_frames = (audio.shape[1] - n - 1) // HOP + 1
-    frames = x.unfold(1, n, HOP)[:, :num_frames] * window
-    power = torch.view_as_real(torch.fft.rfft(frames, n=FFT_SIZE)).square().sum(-1)
-    features = ((power @ mel).clamp(min=FLOOR).log() - mean) / std
+    x = audio * (1 - paddings)
+    x = functional.pad(torch.sub(x[:, 1:], x[:, :-1], alpha=PRE_EMPHASIS), (1, FFT_SIZE - n))
+    # The scale is a power of two: exact wherever it is multiplied. Zeros behind the window fill a frame to the transform.
+    frames = x.unfold(1, FFT_SIZE, HOP)[:, :num_frames] * functional.pad(window * SCALE, (0, FFT_SIZE - n))
+    squares = torch.view_as_real(torch.fft.rfft(frames)).flatten(-2).square_()
+    energies = squares @ mel.repeat_interleave(2, dim=0)  # real and imaginary parts have the same weight
+    features = energies.clamp_(min=FLOOR).log_().sub_(mean).div_(std)
     for masks, dim in ((time_masks, 1), (bin_masks, 2)):
         if masks is not None:
             place = torch.arange(features.shape[dim], device=features.device)
             first, number = masks[..., 0, None], masks[..., 1, None]
             masked = ((place >= first) & (place < first + number)).any(dim=1)
             features = features.masked_fill(masked[:, :, None] if dim == 1 else masked[:, None, :], 0.0)
-    return features, -functional.max_pool1d(-paddings, n + 1, HOP)
+    return features, paddings.unfold(1, n + 1, HOP).amin(dim=-1)
