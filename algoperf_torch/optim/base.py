@@ -385,6 +385,7 @@ class BaseOptimizer(Optimizer):
                 grads, states = [self._dense(param) for param in params], self._states(params)
                 if self.is_fused:
                     params, grads, states = self._fuse(number, params, grads, states, grad_scale)
+                _count(states)
                 if grad_scale is not None and grads:
                     grads = list(torch._foreach_mul(grads, grad_scale))
                 self.update_all(params, grads, states, group)
@@ -422,6 +423,7 @@ class BaseOptimizer(Optimizer):
                 grad_scale,
                 kept.values,
             )
+            update.packed("step").add_(1)
             self.update_fused(update)
         return [params[i] for i in kept.left], [grads[i] for i in kept.left], [states[i] for i in kept.left]
 
@@ -443,7 +445,6 @@ class BaseOptimizer(Optimizer):
                 state["step"] = torch.zeros((), dtype=state_dtype(param), device=param.device)
                 state.update(self.init_state(param))
             states.append(state)
-        torch._foreach_add_([state["step"] for state in states], 1)
         return states
 
     @torch.no_grad()
@@ -464,6 +465,11 @@ class BaseOptimizer(Optimizer):
                         if _has_kernel(type(self)) and self.kernel_takes(param) and value.shape == param.shape:
                             # Kernels read both in the order of memory, which a file need not have kept.
                             self.state[param][name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+def _count(states: Sequence[dict[str, Any]]) -> None:
+    if states:
+        torch._foreach_add_([state["step"] for state in states], 1)
 
 
 def _has_kernel(optimizer_class: type[BaseOptimizer]) -> bool:

@@ -89,3 +89,14 @@ def test_reference_of_adamw(benchmark, parameters, states):
     grads = launch.gradients(parameters)
     with torch.no_grad():
         benchmark.pedantic(lambda: reference.adam_(parameters, grads, *states, **OPTIONS), rounds=10, warmup_rounds=1)
+
+
+def test_step_of_an_optimizer(benchmark, parameters, monkeypatch):
+    """All that `AdamW.step` does on the host: gradients, states, step counters, table, arguments of the launch."""
+    from algoperf_torch.kernels import registry
+    from algoperf_torch.optim.adamw import AdamW
+
+    monkeypatch.setattr(registry, "DEVICES", frozenset({"cpu"}))
+    optimizer = AdamW(parameters, lr=torch.tensor(1e-3))
+    benchmark.pedantic(optimizer.step, rounds=300, warmup_rounds=20)
+    under(benchmark, 1000)

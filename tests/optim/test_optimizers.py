@@ -678,7 +678,9 @@ def test_the_learning_rate_never_recompiles(case):
 
     def update(grads):
         with torch.no_grad():
-            optimizer.update_all(parameters, grads, optimizer._states(parameters), group)
+            states = optimizer._states(parameters)
+            torch._foreach_add_([state["step"] for state in states], 1)
+            optimizer.update_all(parameters, grads, states, group)
 
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
