@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "tune": Command("runner.tune", "TuneOptions", "main", "run all missing trials of a submission, supervised"),
     "plan": Command("runner.tune", "TuneOptions", "plan_main", "print what `tune` would run, with its cost"),
+    "status": Command("runner.standing", "StatusOptions", "main", "how the trials stand: pending, running, ended"),
     "score": Command("scoring.score", "ScoreOptions", "main", "times to target, performance profiles, ranking"),
     "compare": Command("scoring.compare", "CompareOptions", "main", "is A faster than B?"),
     "report": Command(

@@ -52,7 +52,7 @@ PEER_ERROR_SECONDS = 5.0  # how long rank 0 waits for another rank to say why it
 
 
 class StopRequest:
-    """Set by SIGTERM and SIGINT; the trial saves its state at its next look at the clock and ends."""
+    """Set by a signal to stop; the trial saves its state at its next look at the clock and ends."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -71,7 +71,10 @@ def execute(options: RunOptions) -> int:
     workload = build_workload(options.workload, options.data_dir, model_scale=options.model_scale)
     workload.reference_devices = version.protocol.batch_norm_groups
     stop = StopRequest()
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    requests = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # a batch system's warning, unless a supervisor hears it
+        requests.append(signal.SIGUSR1)
+    handlers = {number: signal.signal(number, stop) for number in requests}
     ranks = distributed.join(options.device)
     try:
         set_numerics(options, version)

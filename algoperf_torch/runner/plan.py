@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich import box
@@ -49,6 +49,12 @@ class TuneOptions(TrialOptions):
     """Trials that run at the same time; default: the visible devices divided by the ranks, at least 1."""
     retries: int = 3
     """How often a trial that was killed from outside is taken up again."""
+    launcher: Literal["local", "slurm"] = "local"
+    """`local` runs the trials here; `slurm` submits them as job arrays, one task for each trial, --jobs at a time."""
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """What sbatch is to be told: partition=gpu account=me time=4:00:00 cpus-per-task=8 gpus-per-node=1 ..."""
+    wait: bool = False
+    """With --launcher slurm: stay until the submitted trials have left the queue, and tell how they ended."""
     hang_timeout: float = 1800.0
     """Seconds without a step, a change of phase, or progress of an evaluation, after which a trial is killed."""
     probe_steps: int = 20
@@ -60,6 +66,8 @@ class TuneOptions(TrialOptions):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
+        if self.launcher == "local" and (self.slurm or self.wait):
+            raise UsageError("--slurm and --wait go with --launcher slurm.")
         if not 0 < self.hang_timeout < math.inf:
             raise UsageError(f"--hang-timeout {self.hang_timeout}: must be a positive number of seconds.")
         for name, least in (("studies", 0), ("trials", 1)):
@@ -89,6 +97,7 @@ class State(enum.StrEnum):
     RESUMABLE = "to resume"  # stopped, with a checkpoint
     VOID = "void"  # to be run again
     RUNNING = "running"  # in another process
+    QUEUED = "in the queue"  # of SLURM: pending or running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,10 @@ class PlannedTrial:
     @property
     def label(self) -> str:
         return f"{self.options.workload}, study {self.options.study}, trial {self.options.trial}"
+
+    @property
+    def is_to_run(self) -> bool:
+        return self.state not in (State.DONE, State.QUEUED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +149,7 @@ class Plan:
 
     @property
     def to_run(self) -> tuple[PlannedTrial, ...]:
-        return tuple(trial for trial in self.trials if trial.state is not State.DONE)
+        return tuple(trial for trial in self.trials if trial.is_to_run)
 
     @property
     def workloads(self) -> list[str]:
@@ -274,6 +287,26 @@ def inspect(directory: Path, summary: Mapping[str, Any] | None) -> tuple[State, 
     return (State.VOID if summary["void"] else State.DONE), status
 
 
+def make_room(directory: Path, *, keeps_state: bool) -> bool:
+    """Prepares a trial's directory for another attempt; whether that goes on from a checkpoint.
+
+    What a void attempt has left is kept beside it, as `void_<n>_trial_<i>` (which no reader of logs takes for a trial),
+    so that every attempt can be looked at; its checkpoints are deleted.
+    """
+    summary = read_json(directory / "trial.json") if (directory / "trial.json").exists() else None
+    state, _ = inspect(directory, summary)
+    if state is State.RESUMABLE and keeps_state:
+        return True
+    if summary is not None:
+        number = 1
+        while (aside := directory.with_name(f"void_{number}_{directory.name}")).exists():
+            number += 1
+        directory.rename(aside)
+        for path in aside.glob("checkpoint_*.pt"):
+            path.unlink()
+    return False
+
+
 def cost_of(directory: Path) -> Cost | None:
     """What a finished or unfinished trial tells of its workload's cost; None if that is too little."""
     summary, table = read_json(directory / "trial.json"), directory / "eval_measurements.csv"
@@ -356,7 +389,7 @@ def plan_table(plan: Plan) -> Table:
         target = plan.version.terms(workload).validation
         budget = budget_of(trials[0].options, plan.version)
         cost, most = plan.costs.get(workload), plan.seconds(workload)
-        to_run = sum(trial.state is not State.DONE for trial in trials)
+        to_run = sum(trial.is_to_run for trial in trials)
         limits = [f"{budget.seconds:g} s"] if math.isfinite(budget.seconds) else []
         limits += [f"{budget.steps} steps"] if budget.steps is not None else []
         table.add_row(

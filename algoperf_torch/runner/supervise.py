@@ -35,6 +35,7 @@ TOKEN = "SUPERVISED_TRIAL"  # environment variable by which every process of a t
 _LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL", re.IGNORECASE)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ERRORS = (Status.HARNESS_ERROR, Status.SUBMISSION_ERROR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,7 @@ class Watched:
             child is killed.
         environment: more variables for the child.
         processors: the logical processors that the child may use; `None`: as this process.
+        ignored_signals: what the child and all that it starts do not hear.
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class Watched:
         hang_timeout: float,
         environment: Mapping[str, str] | None = None,
         processors: Iterable[int] | None = None,
+        ignored_signals: Sequence[signal.Signals] = (),
     ) -> None:
         self.directory = directory
         self.phase, self.step = Phase.SETUP, 0
@@ -199,7 +202,7 @@ class Watched:
                     **(environment or {}),
                     TOKEN: self._token,
                 },
-                preexec_fn=_child_setup(None if processors is None else set(processors)),
+                preexec_fn=_child_setup(None if processors is None else set(processors), ignored_signals),
             )
         self.started = self._looked = self._moved = time.monotonic()
 
@@ -276,7 +279,7 @@ class Watched:
         return told[-1].removeprefix("algoperf: ") if told else lines[-1] if lines else "no output"
 
 
-def _child_setup(processors: set[int] | None) -> Callable[[], None]:
+def _child_setup(processors: set[int] | None, ignored_signals: Sequence[signal.Signals]) -> Callable[[], None]:
     libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
 
     def set_up() -> None:
@@ -284,6 +287,8 @@ def _child_setup(processors: set[int] | None) -> Callable[[], None]:
         if os.getppid() != parent:  # it died before the line above
             os._exit(Preempted.exit_code)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for number in ignored_signals:
+            signal.signal(number, signal.SIG_IGN)
         if processors is not None:
             os.sched_setaffinity(0, processors)
 
@@ -303,10 +308,11 @@ def output_file(directory: Path) -> Path:
     return directory.with_name(f"output_{directory.name}.log")
 
 
-def begin_attempt(directory: Path, *, resumed: bool) -> list[dict[str, Any]]:
-    """Notes that this process starts the trial; returns all attempts at it, the new one last."""
+def begin_attempt(directory: Path, *, resumed: bool, **others: Any) -> list[dict[str, Any]]:
+    """Notes that this process starts the trial, and `others`; returns all attempts at it, the new one last."""
     me = psutil.Process()
     attempt = {
+        **others,
         "supervisor": {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()},
         "started": time.time(),
         "resumed": resumed,
@@ -345,7 +351,7 @@ def close(directory: Path, attempts: list[dict[str, Any]], ended: Ended, last_wo
         summary["supervisor"] = _section(attempts)
         if summary["status"] == Status.RUNNING:
             summary |= _named(ended, directory)
-        elif _lost_a_rank(summary, directory, ended):
+        elif _lost_a_rank(summary, directory, ended) or _failed_while_stopping(summary, ended):
             phase = Phase[summary["error"]["phase"].upper()]
             summary |= _named(replace(ended, phase=phase), directory)
         elif summary["status"] in (Status.REACHED, Status.BUDGET_EXHAUSTED, Status.DIVERGED):
@@ -374,12 +380,17 @@ def _named(ended: Ended, directory: Path) -> dict[str, Any]:
 def _lost_a_rank(summary: Mapping[str, Any], directory: Path, ended: Ended) -> bool:
     """Whether rank 0 failed only because another rank was gone, which left no message: rank 0 cannot know why."""
     error = summary.get("error")
-    if error is None or summary["status"] not in (Status.HARNESS_ERROR, Status.SUBMISSION_ERROR):
+    if error is None or summary["status"] not in _ERRORS:
         return False
     if ended.signal == signal.SIGKILL:  # rank 0 has lived on to write the error
         return True
     told = any(directory.glob("error_rank_*.json"))
     return not told and summary["status"] == Status.HARNESS_ERROR and bool(_LOST_PEER.search(error["message"]))
+
+
+def _failed_while_stopping(summary: Mapping[str, Any], ended: Ended) -> bool:
+    """Whether a trial failed after a request to stop, which may have ended its compiler's processes before itself."""
+    return ended.stopped and "error" in summary and summary["status"] in _ERRORS
 
 
 def close_abandoned(directory: Path) -> None:

@@ -1,5 +1,7 @@
 """`algoperf tune` runs what is missing of a benchmark and watches it; `algoperf plan` prints the same without running.
 
+With `--launcher slurm` the trials are submitted, and watched on the machines that run them.
+
 Every trial is a child process. A trial that fails never stops the next one; one that cannot name its own end gets its
 status from the supervisor, and trials that say nothing about the algorithm are run again. All state is in the trials'
 directories, so the supervisor may be killed at any moment and started again. Imports no torch.
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from rich.live import Live
 from rich.table import Table
 
 from algoperf_torch.errors import LogError, Preempted, UsageError
+from algoperf_torch.runner.launch import slurm
 from algoperf_torch.runner.launch.local import to_arguments
 from algoperf_torch.runner.plan import (
     Cost,
@@ -38,8 +41,8 @@ from algoperf_torch.runner.plan import (
     cost_of,
     duration,
     facts_of,
-    inspect,
     make_plan,
+    make_room,
     plan_lines,
     plan_table,
 )
@@ -61,6 +64,8 @@ from algoperf_torch.runner.supervise import (
     verdict,
 )
 
+SLURM_POLL_SECONDS = 5.0  # a queue is asked seldom: thousands share it
+
 CommandOf = Callable[[PlannedTrial, int], Sequence[str]]
 
 # ---------------------------------------------------------------------------------------------------- the two commands
@@ -73,7 +78,12 @@ def main(options: TuneOptions) -> int:
 def plan_main(options: TuneOptions) -> int:
     """Prints what `tune` would run, with its cost. Runs nothing but the probes that measure it."""
     console = _console()
-    plan = make_plan(options, facts_of(options))
+    facts = facts_of(options)
+    if options.launcher == "slurm":
+        plan = _plan_with_queue(options, facts)
+        _show(plan, options.jobs or len(plan.to_run), console)
+        return 0
+    plan = make_plan(options, facts)
     slots = _Slots(options, plan.ranks)
     adopt_orphans()
     with _stop_requests() as stop:
@@ -83,7 +93,7 @@ def plan_main(options: TuneOptions) -> int:
 
 
 def tune(options: TuneOptions, *, command: CommandOf | None = None, facts: SubmissionFacts | None = None) -> int:
-    """Runs all missing trials. The exit status is 0 when every trial has a result, hit or miss.
+    """Runs all missing trials. The exit status is 0 when every trial has a result, hit or miss, or is in SLURM's queue.
 
     It is 1 when some have none (void, or they could not be started), 75 when the supervisor was asked to stop.
 
@@ -94,11 +104,16 @@ def tune(options: TuneOptions, *, command: CommandOf | None = None, facts: Submi
     Raises `UsageError` for options that cannot be, and where another process works in the same directories.
     """
     console = _console()
+    if options.launcher == "slurm":
+        slurm.require_slurm()
     facts = facts or facts_of(options)
     plan = make_plan(options, facts)
+    if options.launcher == "slurm":
+        return _tune_on_slurm(plan, options, command or trial_command, facts, console)
     slots = _Slots(options, plan.ranks)
     adopt_orphans()
     with _stop_requests() as stop, _locks(plan):
+        _refuse_queued(plan, options)
         _settle(plan, stop, console)
         plan = make_plan(options, facts)  # again, now that nobody else changes what is there
         plan = _measured(plan, options, command or trial_command, slots, stop, console)
@@ -112,7 +127,57 @@ def tune(options: TuneOptions, *, command: CommandOf | None = None, facts: Submi
             ) from error
         finally:
             supervisor.kill_all()
-        return supervisor.report()
+        return _report(plan, supervisor.results, options, console, stopped=bool(stop))
+
+
+def _tune_on_slurm(
+    plan: Plan, options: TuneOptions, command: CommandOf, facts: SubmissionFacts, console: Console
+) -> int:
+    """Submits what is missing and not in the queue; waits for it if asked to."""
+    with _stop_requests() as stop:
+        with _locks(plan):
+            _settle(_plan_with_queue(options, facts), stop, console)
+            plan = _plan_with_queue(options, facts)
+            _show(plan, options.jobs or len(plan.to_run), console)
+            for job in slurm.submit(
+                plan, options, {trial.directory: command(trial, plan.ranks) for trial in plan.to_run}
+            ):
+                trials = "1 trial" if job.trials == 1 else f"{job.trials} trials"
+                console.print(f"{job.workload}: {trials} submitted as job {job.job}, {duration(job.minutes * 60)} each")
+                if stop:
+                    break
+        if not options.wait:
+            console.print(f"How they stand: algoperf status {options.out}")
+            return Preempted.exit_code if stop else 0
+        while not stop and any(trial.state is State.QUEUED for trial in _plan_with_queue(options, facts).trials):
+            time.sleep(SLURM_POLL_SECONDS)
+    if stop:
+        console.print("[yellow]no longer waiting; what is in the queue stays there[/]")
+    return _report(_plan_with_queue(options, facts), {}, options, console, stopped=bool(stop))
+
+
+def _plan_with_queue(options: TuneOptions, facts: SubmissionFacts) -> Plan:
+    """The plan with the trials that are in SLURM's queue marked as such.
+
+    The queue is asked first: a trial that ends meanwhile is taken for queued, never for missing.
+    """
+    queue = slurm.queued(options.out / facts.name)
+    plan = make_plan(options, facts)
+    trials = [
+        replace(trial, state=State.QUEUED) if trial.directory in queue and trial.state is not State.DONE else trial
+        for trial in plan.trials
+    ]
+    return replace(plan, trials=tuple(trials))
+
+
+def _refuse_queued(plan: Plan, options: TuneOptions) -> None:
+    """Raises `UsageError` where a trial that is to be run here is in SLURM's queue."""
+    queue = slurm.queued(options.out / plan.submission.name) if slurm.has_slurm() else {}
+    for trial in plan.trials:
+        if trial.directory in queue:
+            raise UsageError(
+                f"{trial.label} is in SLURM's queue as job {queue[trial.directory].id}. Use --launcher slurm, or scancel it."
+            )
 
 
 def trial_command(trial: PlannedTrial, ranks: int) -> list[str]:
@@ -245,6 +310,8 @@ def _settle(plan: Plan, stop: _Stop, console: Console) -> None:
     Raises `UsageError` for a trial that somebody else runs.
     """
     for trial in plan.trials:
+        if trial.state is State.QUEUED:
+            continue
         if trial.state is State.RUNNING:
             _wait_for_orphan(trial, stop, console)
         if (trial.directory / "trial.json").exists():
@@ -489,46 +556,27 @@ class _Supervisor:
         if result.message:
             self.console.print(f"  {result.message}", markup=False)
 
-    def report(self) -> int:
-        """Prints how the plan stands and returns the exit status."""
-        standing = Counter[str]()
-        for trial in self.plan.trials:
-            result = self.results.get(trial.directory)
-            if result is not None:
-                standing[("not started" if result.status is None else result.status) + (" (void)" * result.void)] += 1
-            elif trial.state is State.DONE:
-                standing[str(trial.status)] += 1
-            else:
-                standing["not run"] += 1
-        self.console.print(", ".join(f"{count} {name}" for name, count in sorted(standing.items())))
-        missing = [trial for trial in self.plan.to_run if self._is_missing(trial)]
-        if missing:
-            trials = "1 trial has" if len(missing) == 1 else f"{len(missing)} trials have"
-            self.console.print(f"{trials} no result yet; the same command goes on.")
+
+def _report(
+    plan: Plan, results: Mapping[Path, _Result], options: TuneOptions, console: Console, *, stopped: bool
+) -> int:
+    """Prints how the plan stands and returns the exit status."""
+    standing = Counter[str]()
+    for trial in plan.trials:
+        result = results.get(trial.directory)
+        if result is not None:
+            standing[("not started" if result.status is None else result.status) + (" (void)" * result.void)] += 1
+        elif trial.state is State.DONE:
+            standing[str(trial.status)] += 1
+        elif trial.state is State.QUEUED:
+            standing[str(trial.state)] += 1
         else:
-            self.console.print(f"Every trial has a result: algoperf score {self.options.out}")
-        return Preempted.exit_code if self.stop else 1 if missing else 0
-
-    def _is_missing(self, trial: PlannedTrial) -> bool:
-        result = self.results.get(trial.directory)
-        return result is None or result.void
-
-
-def make_room(directory: Path, *, keeps_state: bool) -> bool:
-    """Prepares a trial's directory for another attempt; whether that goes on from a checkpoint.
-
-    What a void attempt has left is kept beside it, as `void_<n>_trial_<i>` (which no reader of logs takes for a trial),
-    so that every attempt can be looked at; its checkpoints are deleted.
-    """
-    summary = read_json(directory / "trial.json") if (directory / "trial.json").exists() else None
-    state, _ = inspect(directory, summary)
-    if state is State.RESUMABLE and keeps_state:
-        return True
-    if summary is not None:
-        number = 1
-        while (aside := directory.with_name(f"void_{number}_{directory.name}")).exists():
-            number += 1
-        directory.rename(aside)
-        for path in aside.glob("checkpoint_*.pt"):
-            path.unlink()
-    return False
+            standing["not run"] += 1
+    console.print(", ".join(f"{count} {name}" for name, count in sorted(standing.items())))
+    missing = [trial for trial in plan.to_run if (result := results.get(trial.directory)) is None or result.void]
+    if missing:
+        trials = "1 trial has" if len(missing) == 1 else f"{len(missing)} trials have"
+        console.print(f"{trials} no result yet; the same command goes on.")
+    elif all(trial.state is not State.QUEUED for trial in plan.trials):
+        console.print(f"Every trial has a result: algoperf score {options.out}")
+    return Preempted.exit_code if stopped else 1 if missing else 0

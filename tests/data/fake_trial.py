@@ -25,7 +25,7 @@ resumed = checkpoint.exists()
 if mode == "refuse":
     sys.exit(print("algoperf: no data here", file=sys.stderr) or 2)
 stopped: list[int] = []
-if mode == "until stopped":
+if mode in ("until stopped", "fails when stopped"):
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
 directory.mkdir(parents=True, exist_ok=True)
 lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
@@ -88,6 +88,12 @@ if mode == "until stopped" and not resumed:
     enter(Phase.CHECKPOINT, 0.5)
     checkpoint.write_text("state")
     end("preempted", void=True, code=75)
+if mode == "fails when stopped" and not resumed:
+    checkpoint.write_text("state")
+    while not stopped:
+        time.sleep(0.05)
+    summary["error"] = {"type": "BrokenProcessPool", "message": "a compiler is gone", "phase": "training"}
+    end("submission_error", void=False, code=3)
 if mode == "void":
     end("harness_error", void=True, code=1)
 if mode == "miss":

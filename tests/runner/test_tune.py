@@ -316,6 +316,16 @@ def test_a_request_to_stop_lets_trials_save_their_state(options, tmp_path, super
     assert summary(tmp_path)["resumed"]
 
 
+def test_a_failure_after_the_request_to_stop_is_no_failure_of_the_submission(tmp_path, supervisor):
+    process = supervisor({(0, 1): "fails when stopped"})
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 75
+    first = summary(tmp_path)
+    assert (first["status"], first["void"]) == ("preempted", True)
+    assert "Stopped on request while in phase training" in first["error"]["message"]
+
+
 def test_a_second_request_kills(tmp_path, supervisor):
     process = supervisor({(0, 1): "hang training"})
     process.send_signal(signal.SIGINT)
