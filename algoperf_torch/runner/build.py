@@ -33,13 +33,14 @@ from algoperf_torch.runner.status import Phase, Status
 from algoperf_torch.runner.submissions import Submission
 from algoperf_torch.runner.trial import Rules, Trial, blame
 from algoperf_torch.runner.validity import Guards
-from algoperf_torch.spec import Hyperparameters, Ruleset
+from algoperf_torch.spec import Hyperparameters, Ruleset, Split
 from algoperf_torch.versions import BenchmarkVersion
 from algoperf_torch.workloads.base import Workload
-from algoperf_torch.workloads.layers import set_batch_norm_update, set_dropout
-from algoperf_torch.workloads.roles import parameter_roles
+from algoperf_torch.workloads.layers import dropout_rates, restore_dropout_rates, set_batch_norm_update, set_dropout
+from algoperf_torch.workloads.roles import parameter_roles, reference_roles
 
 MINIMUM_FREE_BYTES = 64 * 2**20  # logs of a long trial; a checkpoint that finds no room says so itself
+SHARED_FILES_SECONDS = 10.0  # what a network file system gets to show a new directory to the other hosts
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,22 @@ def share_place(options: RunOptions, submission: str, ranks: Ranks) -> Place:
     message = json.loads(ranks.broadcast_text(json.dumps(message)))
     if "error" in message:
         raise UsageError(message["error"])
+    _require_shared(Path(message["directory"]), ranks)
     saved = message["checkpoint"]
     return Place(Path(message["directory"]), message["run_seed"], Path(saved) if saved else None, message["fresh"])
+
+
+def _require_shared(directory: Path, ranks: Ranks) -> None:
+    """Raises `UsageError` on all ranks where one of them, on another host, does not see the trial's directory."""
+    deadline = time.monotonic() + SHARED_FILES_SECONDS
+    while not (seen := directory.is_dir()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (missing,) = ranks.maximum(0.0 if seen else float(ranks.rank))
+    if missing:
+        raise UsageError(
+            f"Rank {missing:.0f} does not see {directory}, which rank 0 has made. "
+            "Choose an --out that all hosts share, by an absolute path."
+        )
 
 
 def batch_size_of(workload: Workload, batch_sizes: Mapping[str, int], ranks: Ranks, micro_batch: int | None) -> int:
