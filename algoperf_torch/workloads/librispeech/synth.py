@@ -1,14 +1,22 @@
-"""Speech-like sounds in the layout of LibriSpeech: every letter is a steady sound of its own, spoken by a few voices."""
+"""Speech in the layout of LibriSpeech: by the synthesiser espeak-ng where it is installed, else speech-like sounds.
+
+In the latter every letter is a steady sound of its own. Either way there are a few voices, one for each speaker.
+"""
 
 from __future__ import annotations
 
+import io
+import shutil
+import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 from scipy import signal
 
+from algoperf_torch.errors import DataError
 from algoperf_torch.spec import Split
 from algoperf_torch.workloads.librispeech.features import SAMPLE_RATE
 from algoperf_torch.workloads.librispeech.prepare import MAX_CHARACTERS, ROOT, SUBSETS
@@ -61,25 +69,43 @@ def sentence(random: np.random.Generator) -> str:
     return " ".join(words).strip()
 
 
+class Voice(NamedTuple):
+    """Of one speaker: pitch of the voice in Hz, and a factor on all resonances, the speaker's size."""
+
+    pitch: float
+    tract: float
+
+
 def write_chapter(subset: Path, speaker: int, texts: list[str], random: np.random.Generator) -> None:
     chapter = subset / str(speaker) / str(1000 + speaker)
     chapter.mkdir(parents=True)
-    pitch, tract = random.uniform(90, 220), random.uniform(0.9, 1.1)
+    voice = Voice(pitch=random.uniform(90, 220), tract=random.uniform(0.9, 1.1))
+    program = shutil.which("espeak-ng")
     lines = []
     for number, text in enumerate(texts):
         name = f"{speaker}-{1000 + speaker}-{number:04d}"
-        soundfile.write(chapter / f"{name}.flac", speak(text, pitch, tract, random), SAMPLE_RATE, subtype="PCM_16")
+        samples = speak(text, voice, random) if program is None else speak_with(program, text, voice)
+        soundfile.write(chapter / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
         lines.append(f"{name} {text}\n")
     (chapter / f"{speaker}-{1000 + speaker}.trans.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def speak(text: str, pitch: float, tract: float, random: np.random.Generator) -> NDArray[np.int16]:
-    """int16 samples: a buzz (or hiss, for every fourth letter) through two resonances that name the letter.
+def speak_with(program: str, text: str, voice: Voice) -> NDArray[np.int16]:
+    """int16 samples of a text as espeak-ng reads it. Raises `DataError` where it fails."""
+    sex = "f" if voice.pitch > 155 else "m"
+    options = ["-v", f"en-us+{sex}{1 + int(20 * (voice.tract - 0.9))}", "-p", f"{99 * (voice.pitch - 90) / 130:.0f}"]
+    done = subprocess.run([program, *options, "-s", "170", "--stdout", text], capture_output=True, check=False)
+    try:
+        samples, rate = soundfile.read(io.BytesIO(done.stdout))
+    except soundfile.LibsndfileError as error:
+        reason = done.stderr.decode(errors="replace").strip() or error
+        raise DataError(f"{program} did not say {text!r}: {reason}.") from error
+    resampled = signal.resample_poly(samples, SAMPLE_RATE, rate)
+    return np.round(resampled * (LOUDNESS / max(float(np.abs(resampled).max()), 1e-9))).astype(np.int16)
 
-    Args:
-        pitch: of the buzz, in Hz.
-        tract: factor on all resonances: a speaker's size.
-    """
+
+def speak(text: str, voice: Voice, random: np.random.Generator) -> NDArray[np.int16]:
+    """int16 samples: a buzz (or hiss, for every fourth letter) through two resonances that name the letter."""
     pieces = []
     for letter in f" {text} ":
         length = int(SAMPLE_RATE * LETTER_SECONDS * random.uniform(0.85, 1.15))
@@ -88,11 +114,11 @@ def speak(text: str, pitch: float, tract: float, random: np.random.Generator) ->
             pieces.append(np.zeros(length))
             continue
         time = np.arange(length) / SAMPLE_RATE
-        buzz = signal.sawtooth(2 * np.pi * pitch * (1 + 0.05 * np.sin(9 * time)) * time)
+        buzz = signal.sawtooth(2 * np.pi * voice.pitch * (1 + 0.05 * np.sin(9 * time)) * time)
         source = random.normal(size=length) if code % 4 == 3 else buzz
         sound = source
         for resonance in (300 + 110 * (code % 7), 1_200 + 420 * (code // 7) + 60 * (code % 7)):
-            sound = signal.lfilter(*signal.iirpeak(resonance * tract, 6, fs=SAMPLE_RATE), sound) + 0.02 * sound
+            sound = signal.lfilter(*signal.iirpeak(resonance * voice.tract, 6, fs=SAMPLE_RATE), sound) + 0.02 * sound
         pieces.append(sound / np.abs(sound).max() * np.hanning(length) ** 0.5)
     noisy = np.concatenate(pieces) * LOUDNESS * random.uniform(0.5, 1) + random.normal(size=sum(map(len, pieces))) * 20
     return np.clip(np.round(noisy), -32768, 32767).astype(np.int16)
