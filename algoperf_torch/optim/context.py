@@ -12,9 +12,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from algoperf_torch.errors import SubmissionError
-from algoperf_torch.spec import Batch, LossKind, LossOutput, Parameter, Target
+from algoperf_torch.spec import Batch, LossKind, LossOutput, Parameter, ParamRole, Split, Target
 
 EvalResult = tuple[int, Mapping[str, float]]  # (global step, metrics with split prefixes such as `validation/loss`)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFacts:
+    """What AlgoPerf's own interface tells a submission and this one does not: for `interop` only.
+
+    Attributes:
+        container: the model under its wrappers, data-parallel and compiled.
+        parameter_types: by the container's names; what the reference derives from its parameters' names.
+        budget_seconds: of the external ruleset.
+        step_seeds: step (from 0) -> the seeds of data selection, update, preparation for the evaluation, evaluation.
+    """
+
+    container: nn.Module
+    parameter_types: Mapping[str, ParamRole]
+    num_examples: Mapping[Split, int]
+    eval_batch_size: int
+    eval_period_seconds: float
+    budget_seconds: float
+    test_target: Target | None
+    step_seeds: Callable[[int], Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -27,9 +48,10 @@ class Engine:
     elapsed: Callable[[], float]
     build_model: Callable[[int], nn.Module]  # seed -> a freshly initialised model in host memory
     set_batch_norm_update: Callable[[bool], None]
-    set_dropout: Callable[[float], None]
+    set_dropout: Callable[[float | None], None]  # None: back to the workload's own rates
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     process_group: dist.ProcessGroup | None = None
+    official: OfficialFacts | None = None
 
 
 @dataclass

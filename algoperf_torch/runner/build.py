@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,16 @@ import torch
 from algoperf_torch import __version__
 from algoperf_torch.data.stream import TrainStream
 from algoperf_torch.errors import AlgoPerfError, HyperparameterError, UsageError
-from algoperf_torch.optim.context import Engine, TrainingContext
+from algoperf_torch.optim.context import Engine, OfficialFacts, TrainingContext
 from algoperf_torch.runner import checkpoint
 from algoperf_torch.runner.clock import make_clock
 from algoperf_torch.runner.distributed import Ranks
-from algoperf_torch.runner.engine import build_engine, seeded_model, warm_up
+from algoperf_torch.runner.engine import ModelEngine, build_engine, seeded_model, warm_up
 from algoperf_torch.runner.hardware import preflight
 from algoperf_torch.runner.options import RunOptions, budget_of
 from algoperf_torch.runner.record import SCHEMA_VERSION, TrialRecord, read_json, trial_directory
 from algoperf_torch.runner.search_space import load_search_space, parse_hparams, parse_search_space, study_points
-from algoperf_torch.runner.seeds import TrialSeeds, draw_run_seed, draw_trial_seed
+from algoperf_torch.runner.seeds import TrialSeeds, draw_run_seed, draw_trial_seed, step_seeds
 from algoperf_torch.runner.status import Phase, Status
 from algoperf_torch.runner.submissions import Submission
 from algoperf_torch.runner.trial import Rules, Trial, blame
@@ -265,9 +266,10 @@ def build_trial(
             elapsed=lambda: clock.elapsed(context.step),
             build_model=lambda seed: seeded_model(workload, seed).to(ranks.device),
             set_batch_norm_update=lambda update: set_batch_norm_update(engine.model, update),
-            set_dropout=lambda rate: set_dropout(engine.model, rate),
+            set_dropout=_dropout_switch(engine),
             no_sync=engine.no_sync,
             process_group=torch.distributed.group.WORLD if ranks.world_size > 1 else None,
+            official=_official_facts(parts, engine, rules, seeds),
         ),
         num_microbatches=size // ranks.world_size // options.micro_batch if options.micro_batch else 1,
     )
@@ -311,6 +313,30 @@ def build_trial(
         trial.restore(saved)
     seconds.lap("restore")
     return trial, seconds.laps
+
+
+def _dropout_switch(engine: ModelEngine) -> Callable[[float | None], None]:
+    own_rates = dropout_rates(engine.model)
+
+    def switch(rate: float | None) -> None:
+        restore_dropout_rates(engine.model, own_rates) if rate is None else set_dropout(engine.model, rate)
+
+    return switch
+
+
+def _official_facts(parts: Parts, engine: ModelEngine, rules: Rules, seeds: TrialSeeds) -> OfficialFacts:
+    spec, options = parts.workload.spec, parts.options
+    budget = rules.budget.seconds / parts.version.budget_multiplier(options.ruleset)
+    return OfficialFacts(
+        container=engine.training,
+        parameter_types=reference_roles(name for name, _ in engine.training.named_parameters()),
+        num_examples={split: spec.num_examples(split) for split in Split},
+        eval_batch_size=rules.eval_batch_size or spec.eval_batch_size,
+        eval_period_seconds=rules.eval_period,
+        budget_seconds=budget if math.isfinite(budget) else rules.terms.budget_seconds,  # one in steps has no seconds
+        test_target=rules.terms.test,
+        step_seeds=lambda step: step_seeds(seeds.loop, step, 4),
+    )
 
 
 def trial_seed(run_seed: int, options: RunOptions) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from algoperf_torch.errors import AlgoPerfError, SubmissionLoadError, UnknownNameError
+from algoperf_torch.interop import official_submission
 from algoperf_torch.optim import registry
 from algoperf_torch.optim.base import BaseOptimizer, OptimizerAlgorithm, TrainingAlgorithm
 from algoperf_torch.optim.schedules import SCHEDULES
@@ -65,7 +66,8 @@ def load_submission(reference: str, *, schedule: str | None = None) -> Submissio
 
     Args:
         reference: a registry name (`nadamw`), an import path (`torch.optim:AdamW`), a file (`my_lion.py:Lion`, or
-            `my_lion.py` where it defines one candidate), or one of these behind wrapper prefixes (`ema:nadamw`).
+            `my_lion.py` where it defines one candidate), one of these behind wrapper prefixes (`ema:nadamw`), or the folder
+            or file of a submission that was written for AlgoPerf's own harness.
         schedule: of the learning rate, for optimizers; `None` takes the registry's, or a constant one.
 
     Raises `SubmissionLoadError` or `UnknownNameError`.
@@ -111,8 +113,10 @@ def _find(reference: str, whole: str, schedule: str | None) -> _Found:
 
 
 def _directory_name(reference: str) -> str:
-    """`ema:my/lion.py:Lion` becomes `ema_lion_Lion`."""
-    parts = [Path(part).name.removesuffix(".py") for part in reference.split(":")]
+    """`ema:my/lion.py:Lion` becomes `ema_lion_Lion`; `my_lion/submission.py` is the submission `my_lion`."""
+    paths = [Path(part) for part in reference.split(":")]
+    named = [path.absolute().parent if path.name == "submission.py" else path for path in paths]
+    parts = [(path.name or path.absolute().name).removesuffix(".py") for path in named]
     return re.sub(r"[^A-Za-z0-9.]+", "_", "_".join(parts)).strip("._") or "submission"
 
 
@@ -164,10 +168,12 @@ def _from_module(name: str, attribute: str, schedule: str | None) -> _Found:
 
 def _from_file(path: Path, attribute: str | None, schedule: str | None) -> _Found:
     where = str(path) if attribute is None else f"{path}:{attribute}"
-    if path.is_dir():
-        raise SubmissionLoadError(f"{path} is a folder. Name a file in it: {path / 'my_optimizer.py'}:MyOptimizer.")
+    if path.is_dir() and attribute is None:
+        return _from_official(official_submission.find_entry(path), where, schedule)
     if not path.is_file():
         raise SubmissionLoadError(f"No file {path} (looked in {Path.cwd()}).")
+    if attribute is None and official_submission.is_official(path):
+        return _from_official(path.resolve(), where, schedule)
     path = path.resolve()
     module = _execute(path, where)
     candidate = _only_candidate(module, where) if attribute is None else _attribute(module, attribute, where)
@@ -176,6 +182,14 @@ def _from_file(path: Path, attribute: str | None, schedule: str | None) -> _Foun
     return _Found(
         algorithm, _with_local_imports(path, path.parent), beside if beside.is_file() else None, is_registered=False
     )
+
+
+def _from_official(entry: Path, where: str, schedule: str | None) -> _Found:
+    if schedule is not None:
+        raise SubmissionLoadError(f"--schedule {schedule}: {where} is an AlgoPerf submission and has its own schedule.")
+    with _import_errors(where):
+        loaded = official_submission.load(entry)
+    return _Found(loaded.algorithm, loaded.sources, loaded.search_space_file, is_registered=False)
 
 
 def _execute(path: Path, where: str) -> ModuleType:

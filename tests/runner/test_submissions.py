@@ -207,7 +207,7 @@ def test_wrong_files_are_one_line_with_the_place(folder, reference):
     [
         ("missing.py", r"^No file missing\.py \(looked in "),
         ("missing.py:X", r"^No file missing\.py"),
-        (".", "is a folder. Name a file in it"),
+        (".", r"is a folder without a submission\.py\. Name a file in it"),
         ("", "is empty. Known names: adafactor"),
         ("ema:", "nothing after 'ema'. Write, for example, ema:nadamw"),
         ("sam:whole.py", "sam: works around optimizers"),

@@ -1,0 +1,60 @@
+"""The dictionary `optimizer_state` of an existing submission as what a checkpoint may hold, and back.
+
+What has `state_dict` and `load_state_dict` is stored by them, wherever it stands in nested containers. Numbers, tensors,
+named tuples and the like are stored as they are. A function or class is not stored: the newly built state has it, too.
+"""
+
+from __future__ import annotations
+
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algoperf_torch.errors import CheckpointError
+
+_STATEFUL, _CODE, _HOST = "__state_dict__", "__code__", "__host_tensor__"
+_CODE_TYPES = (FunctionType, BuiltinFunctionType, MethodType, type)
+
+
+def pack(value: Any, device: torch.device) -> Any:
+    """The state as tensors and containers; a tensor in host memory is marked where the trial is on another device."""
+    if isinstance(value, Tensor):
+        return {_HOST: value} if value.device.type != device.type else value
+    if isinstance(value, _CODE_TYPES):
+        return {_CODE: value.__qualname__}
+    if all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")):
+        return {_STATEFUL: value.state_dict()}
+    if isinstance(value, dict):
+        return {key: pack(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(pack(item, device) for item in value))
+    if type(value) in (tuple, list):
+        return type(value)(pack(item, device) for item in value)
+    return value
+
+
+def unpack(packed: Any, fresh: Any, device: torch.device, where: str = "optimizer_state") -> Any:
+    """The inverse; `fresh` is the same state newly built, whose objects with a `state_dict` are loaded and kept.
+
+    Raises `CheckpointError` where the newly built state has no such object.
+    """
+    if isinstance(packed, Tensor):
+        return packed.to(device)
+    if isinstance(packed, dict):
+        if set(packed) == {_HOST}:
+            return packed[_HOST]
+        if set(packed) <= {_STATEFUL, _CODE} and packed:
+            if fresh is None:
+                raise CheckpointError(f"Cannot restore {where}: init_optimizer_state does not make it.")
+            if _STATEFUL in packed:
+                fresh.load_state_dict(packed[_STATEFUL])
+            return fresh
+        known = fresh if isinstance(fresh, dict) else {}
+        return {key: unpack(item, known.get(key), device, f"{where}[{key!r}]") for key, item in packed.items()}
+    if isinstance(packed, tuple | list):
+        beside = fresh if isinstance(fresh, tuple | list) and len(fresh) == len(packed) else [None] * len(packed)
+        items = [unpack(item, beside[i], device, f"{where}[{i}]") for i, item in enumerate(packed)]
+        return type(packed)(*items) if hasattr(packed, "_fields") else type(packed)(items)
+    return packed
