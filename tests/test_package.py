@@ -23,7 +23,7 @@ MAY_IMPORT = {  # DESIGN: the parts, and what each may know of besides itself an
     "optim": {"kernels"},
     "scoring": set(),
     "interop": {"optim", "scoring"},
-    "runner": {"workloads", "optim", "data", "interop"},
+    "runner": {"workloads", "optim", "data", "interop", "kernels"},
     "versions": set(),
     "spec": set(),
     "errors": set(),

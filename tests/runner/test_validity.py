@@ -817,3 +817,18 @@ print(len(trail.opened), len(trail.processes), len(trail.connections))
 def test_flag_is_plain_data():
     flag = Flag("quiet", "busy", 3, "void")
     assert (flag.rank, flag.count) == (0, 1)
+
+
+def test_importing_an_algorithm_replaces_nothing():
+    """In a fresh process: in this one, other tests have imported all operations."""
+    code = """
+from importlib import import_module
+from algoperf_torch.optim.registry import ALGORITHMS
+from algoperf_torch.runner import probes
+identities = probes.Identities()
+for record in ALGORITHMS.values():
+    import_module("algoperf_torch.optim." + record.target.partition(":")[0])
+print(*identities.changes(), sep="; ")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == ""
