@@ -32,6 +32,9 @@ COMMANDS = {
     "report": Command(
         "scoring.report", "ReportOptions", "main", "one HTML file that shows it all; PNG or PDF for papers"
     ),
+    "import-logs": Command(
+        "interop.official_logs", "ImportOptions", "main", "copy published results beside your runs, as references"
+    ),
     "targets": Command("scoring.targets", "TargetsOptions", "main", "set targets and budgets from your own runs"),
     "held-out": Command("scoring.held_out", "HeldOutOptions", "main", "draw held-out workloads"),
     "audit": Command("runner.audit", "AuditOptions", "main", "re-check the validity of finished runs"),

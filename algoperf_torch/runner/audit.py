@@ -109,6 +109,8 @@ def audit(runs: Iterable[Path]) -> list[Trial]:
 
     Raises `UsageError` for a directory that does not exist or holds no trial.
     """
+    runs = list(runs)
+    references = [_reference(folder) for run in runs for folder in _references(run)]
     trials = [_read(directory) for run in runs for directory in _trial_directories(run)]
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     readable = []
@@ -125,7 +127,7 @@ def audit(runs: Iterable[Path]) -> list[Trial]:
                 check(trial)
     for comparison in COMPARISONS:
         comparison(readable)
-    return trials
+    return trials + references
 
 
 def _trial_directories(run: Path) -> list[Path]:
@@ -136,9 +138,31 @@ def _trial_directories(run: Path) -> list[Path]:
         for path in {path.parent for name in ("trial.json", "eval_measurements.csv") for path in run.rglob(name)}
         if path == run or not path.name.startswith("void_")  # what `algoperf tune` keeps of a trial that it ran again
     )
-    if not found:
+    imported = _references(run)
+    if not found and not imported:
         raise UsageError(f"No trial below {run}: no file trial.json.")
-    return found
+    return [path for path in found if not any(folder in path.parents for folder in imported)]
+
+
+def _references(run: Path) -> list[Path]:
+    """Folders of published submissions that `algoperf import-logs` has copied."""
+    return sorted(path.parent for path in run.rglob("imported.json"))
+
+
+def _reference(folder: Path) -> Trial:
+    """A published submission: nothing of it was run here, so it is only asked whether it is what was imported."""
+    from algoperf_torch.interop.official_logs import digest_of, read_marker
+
+    trial = Trial(folder, {})
+    try:
+        marker = read_marker(folder)
+    except LogError as error:
+        trial.invalid(str(error))
+        return trial
+    trial.summary["status"] = f"published results of {marker['version']}, {marker['hardware']}"
+    if digest_of(folder) != marker["digest"]:
+        trial.invalid(f"its files are not those that were imported from {marker['source']}")
+    return trial
 
 
 def _read(directory: Path) -> Trial:

@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from algoperf_torch.spec import MAXIMISED_METRICS, MINIMISED_METRICS
 
 TARGET_METRICS = MINIMISED_METRICS | MAXIMISED_METRICS
 EVALUATIONS = "eval_measurements.csv"
+MARKER = "imported.json"  # beside the studies of a published submission that `algoperf import-logs` has copied
 SECONDS = "score"  # column of submission time; `accumulated_submission_time` is equal in all official files
 
 _STUDY = re.compile(r"study_(\d+)")
@@ -171,6 +172,7 @@ class _Place:
     path: str
     irregular: str | None
 
+    imported: Mapping[str, str] | None  # of a reference: its version, ruleset and hardware
 
 class _Reader:
     def __init__(
@@ -262,17 +264,33 @@ class _Reader:
         for folder in folders:
             studies, files = self._list(folder)
             for name in files:
-                self._note(Path(folder, name), "ignored: a file where studies are expected", Severity.NOTE)
+            imported = self._read_marker(f"{folder}/{MARKER}") if MARKER in files else None
+                if name != MARKER:
+                    self._note(Path(folder, name), "ignored: a file where studies are expected", Severity.NOTE)
             for study_name in studies:
                 study = _STUDY.fullmatch(study_name)
                 study_path = f"{folder}/{study_name}"
                 if study is None:
                     self._note(study_path, "ignored: not named study_<j>", Severity.IRREGULAR)
                     continue
-                yield from self._find_in_study(submission, int(study[1]), study_path, taken)
+                yield from self._find_in_study(submission, int(study[1]), study_path, taken, imported)
+
+    def _read_marker(self, path: str) -> Mapping[str, str] | None:
+        try:
+            marker = parse_object(read_bytes(path))
+            entries = {name: _entry(marker, name, str) for name in ("version", "ruleset", "hardware")}
+        except LogError as error:
+            self._note(path, str(error), Severity.DAMAGED)
+            return None
+        return {name: value for name, value in entries.items() if value is not None}
 
     def _find_in_study(
-        self, submission: str, study: int, folder: str, taken: dict[tuple[int, str, int], str]
+        self,
+        submission: str,
+        study: int,
+        folder: str,
+        taken: dict[tuple[int, str, int], str],
+        imported: Mapping[str, str] | None,
     ) -> Iterator[_Place]:
         workloads, files = self._list(folder)
         for name in files:
@@ -300,7 +318,7 @@ class _Reader:
                     irregular = f"the same trial as {first}; only the official rule counts both"
                 if irregular:
                     self._note(path, irregular, Severity.IRREGULAR)
-                yield _Place(submission, study, workload[1], workload[2], number, path, irregular)
+                yield _Place(submission, study, workload[1], workload[2], number, path, irregular, imported)
 
     def _read_trial(self, place: _Place) -> Trial:
         _, files = self._list(place.path)
@@ -318,6 +336,11 @@ class _Reader:
                 self._note(path, str(error), Severity.DAMAGED)
                 unusable = f"{source} {error}" if source == "trial.json" else None
         if EVALUATIONS in files:
+        if place.imported is not None:
+            conditions = tuple(
+                (name, place.imported[name]) for name in ("hardware", "version") if name in place.imported
+            )
+            record = replace(record, conditions=conditions, ruleset=place.imported.get("ruleset"))
             path = f"{place.path}/{EVALUATIONS}"
             try:
                 evaluations = self._read_evaluations(path)

@@ -207,6 +207,12 @@ class ScoreResult:
             for name, row in zip(self.submissions, values.tolist(), strict=True)
         }
 
+    def hardware(self, submission: int) -> str:
+        """What the submission's trials ran on, as far as their records tell."""
+        name = self.submissions[submission]
+        records = (trial.record for trial in self.logs.trials if trial.submission == name)
+        return ", ".join(sorted({value for record in records if (value := record.condition("hardware"))}))
+
     def why_void(self, submission: int, workload: int) -> str:
         """Why a base workload does not count for a submission; empty where it does."""
         partners = self.standing.partners

@@ -110,8 +110,12 @@ def ranking_table(result: ScoreResult) -> Table:
         headers.append(f"speedup over {printable(str(result.reference))}")
     if result.flags:
         headers.append("flags")
+    machines = [result.hardware(s) for s in range(len(result.submissions))]
+    if several := len(set(machines)) > 1:
+        headers.append("hardware")
     for header in headers:
-        table.add_column(Text(header), justify="left" if header == "submission" else "right", overflow="fold")
+        left = header in ("submission", "hardware")
+        table.add_column(Text(header), justify="left" if left else "right", overflow="fold")
     for s in result.ranking:
         solved = int(np.isfinite(standing.base_times[s]).sum())
         cells = [
@@ -130,6 +134,8 @@ def ranking_table(result: ScoreResult) -> Table:
             cells.append(
                 str(sum(each.trials for (who, _), flags in result.flags.items() if who == name for each in flags))
             )
+        if several:
+            cells.append(printable(machines[s]) or "not known")
         table.add_row(*map(Text, cells))
     return table
 

@@ -130,7 +130,6 @@ def _workload(result: ScoreResult, w: int) -> dict[str, Any]:
 def _board_row(result: ScoreResult, s: int) -> dict[str, Any]:
     standing, name = result.standing, result.submissions[s]
     trials = [trial for trial in result.logs.trials if trial.submission == name]
-    hardware = sorted({value for trial in trials if (value := trial.record.condition("hardware"))})
     flags = sum(each.trials for (who, _), flags in result.flags.items() if who == name for each in flags)
     row: dict[str, Any] = {
         "index": s,
@@ -141,7 +140,7 @@ def _board_row(result: ScoreResult, s: int) -> dict[str, Any]:
         "solved": int(np.isfinite(standing.base_times[s]).sum()),
         "trials": len(trials),
         "flags": flags,
-        "hardware": ", ".join(hardware),
+        "hardware": result.hardware(s),
         "speedup": None if result.speedups is None else float(result.speedups[s]),
         "studies": None,
         "both": None,
