@@ -171,8 +171,8 @@ class _Place:
     number: int
     path: str
     irregular: str | None
-
     imported: Mapping[str, str] | None  # of a reference: its version, ruleset and hardware
+
 
 class _Reader:
     def __init__(
@@ -263,8 +263,8 @@ class _Reader:
         taken: dict[tuple[int, str, int], str] = {}
         for folder in folders:
             studies, files = self._list(folder)
-            for name in files:
             imported = self._read_marker(f"{folder}/{MARKER}") if MARKER in files else None
+            for name in files:
                 if name != MARKER:
                     self._note(Path(folder, name), "ignored: a file where studies are expected", Severity.NOTE)
             for study_name in studies:
@@ -335,12 +335,12 @@ class _Reader:
             except LogError as error:
                 self._note(path, str(error), Severity.DAMAGED)
                 unusable = f"{source} {error}" if source == "trial.json" else None
-        if EVALUATIONS in files:
         if place.imported is not None:
             conditions = tuple(
                 (name, place.imported[name]) for name in ("hardware", "version") if name in place.imported
             )
             record = replace(record, conditions=conditions, ruleset=place.imported.get("ruleset"))
+        if EVALUATIONS in files:
             path = f"{place.path}/{EVALUATIONS}"
             try:
                 evaluations = self._read_evaluations(path)
