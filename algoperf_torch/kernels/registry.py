@@ -7,6 +7,7 @@ shown that it wins (`MEASURED`). `choose` overrules both. On the CPU the referen
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Generic, Literal, ParamSpec
@@ -27,22 +28,27 @@ _choice: Choice = "default"
 _used: set[str] = set()
 
 
+def load() -> None:
+    """Registers every operation with torch, which else happens when it is first imported."""
+    import algoperf_torch.kernels as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            import_module(f"{package.__name__}.{module.name}")
+
+
 def choose(choice: Choice) -> None:
-    """Sets what runs on CUDA devices from now on, in this process. Raises `UnknownNameError`."""
+    """Sets what runs on CUDA devices from now on, in this process, and forgets what ran. Raises `UnknownNameError`."""
     global _choice  # operators are reached through torch's dispatcher, which carries no state of ours
     if choice not in ("default", "fused", "reference"):
         raise UnknownNameError("choice of kernels", choice, ("default", "fused", "reference"))
     _choice = choice
+    _used.clear()
 
 
 def used() -> tuple[str, ...]:
-    """Names of the operations whose kernel ran in this process, sorted."""
+    """Names of the operations whose kernel ran in this process since the last choice, sorted."""
     return tuple(sorted(_used))
-
-
-def chosen() -> Choice:
-    """What `choose` was last called with."""
-    return _choice
 
 
 def updates_fused(device: torch.device) -> bool:

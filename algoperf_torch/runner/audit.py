@@ -478,6 +478,7 @@ def compare_machines(trials: Sequence[Trial]) -> None:
             "threads": environment.get("threads", {}).get("torch"),
             "clock": trial.get("clock"),
             "compile policy": trial.get("compile_policy"),
+            "choice of kernels": trial.get("kernels", "choice"),
         }
 
     for _, group in _groups(trials, lambda t: (t.get("version"), t.get("ruleset"), t.get("workload"))):

@@ -360,6 +360,7 @@ def identity(parts: Parts) -> dict[str, Any]:
         "device": parts.ranks.device.type,
         "global batch size": parts.global_batch_size,
         "clock": parts.options.clock,
+        "choice of kernels": parts.options.kernels,
     }
 
 
@@ -389,6 +390,7 @@ def first_summary(parts: Parts, environment: Mapping[str, Any], hardware: list[d
         "options": json.loads(json.dumps(asdict(options), default=str)),
         "synthetic_data": parts.workload.synthetic_data,
         "compile_policy": parts.version.protocol.compile_policy if options.compile else "off",
+        "kernels": {"choice": options.kernels, "used": []},
         "clock": options.clock,
         "supervised": options.supervised,
         "process": {

@@ -23,6 +23,7 @@ from algoperf_torch.errors import (
     SubmissionError,
     UsageError,
 )
+from algoperf_torch.kernels import registry as kernels
 from algoperf_torch.runner import checkpoint, distributed, hardware
 from algoperf_torch.runner.build import (
     Parts,
@@ -117,12 +118,13 @@ def execute(options: RunOptions) -> int:
 
 
 def set_numerics(options: RunOptions, version: BenchmarkVersion) -> None:
-    """Threads, precision and determinism, as the options and the version say; the only place that sets them."""
+    """Threads, precision, kernels and determinism, as the options and the version say; the only place that sets them."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, hardware.usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     hardware.set_precision(version.precision)
+    kernels.choose(options.kernels)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -270,7 +272,11 @@ def _close(
     validity: Mapping[str, Any],
 ) -> None:
     """Writes the final `trial.json`, and removes checkpoints that nobody will need."""
-    values: dict[str, Any] = {"setup_seconds": dict(laps), "ended": time.time()}
+    values: dict[str, Any] = {
+        "setup_seconds": dict(laps),
+        "ended": time.time(),
+        "kernels": {"choice": parts.options.kernels, "used": list(kernels.used())},
+    }
     if trial is not None:
         values.update(trial.summary())
     if error is not None:

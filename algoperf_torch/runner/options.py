@@ -56,6 +56,9 @@ class TrialOptions:
     """`test` shrinks the model but keeps every code path; never ranked."""
     compile: bool = True
     """Compile model and loss with torch.compile (full graph)."""
+    kernels: Literal["default", "fused", "reference"] = "default"
+    """On CUDA devices: `default` updates parameters by the package's kernels and takes those of data and model paths that
+    were measured to win, `fused` takes all of them, `reference` none."""
     deterministic: bool = False
     """Deterministic algorithms: bitwise repeatable for a seed, number of ranks and number of threads."""
     threads: int | None = None

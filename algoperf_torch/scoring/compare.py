@@ -14,7 +14,13 @@ import tyro
 from algoperf_torch.errors import LogError, UsageError
 from algoperf_torch.scoring import output
 from algoperf_torch.scoring.logs import Severity
-from algoperf_torch.scoring.score import ScoreResult, censoring_budgets, reading_progress, score_logs
+from algoperf_torch.scoring.score import (
+    ScoreResult,
+    censoring_budgets,
+    difference_in_kernels,
+    reading_progress,
+    score_logs,
+)
 from algoperf_torch.scoring.statistics import LEVEL, SIGNIFICANCE, Comparison, compare_times
 from algoperf_torch.scoring.terminal import printable, seconds
 
@@ -155,7 +161,10 @@ def _print(result: ScoreResult, comparison: Comparison, names: Sequence[str], co
             Text("-" if math.isnan(ratio) else "only it" if math.isinf(ratio) else f"{ratio:.2f}"),
         )
     console.print(table)
-    doubtful = [*(f"{n} on {w}: {'; '.join(why)}" for (n, w), why in result.incomplete.items())]
+    doubtful = [
+        *difference_in_kernels(result.logs),
+        *(f"{n} on {w}: {'; '.join(why)}" for (n, w), why in result.incomplete.items()),
+    ]
     doubtful += [
         f"{name} on {workload}: {each.flag.name}: {each.flag.reason}"
         for (name, workload), flags in result.flags.items()
@@ -181,6 +190,7 @@ def _to_json(result: ScoreResult, comparison: Comparison, names: Sequence[str]) 
         "workloads": comparison.workloads,
         "p_studies": comparison.p_studies,
         "p_workloads": comparison.p_workloads,
+        "notes": difference_in_kernels(result.logs),
         "times": {
             name: {w: None if math.isnan(value) else value for w, value in times[name].items()} for name in names
         },

@@ -74,6 +74,7 @@ class TrialRecord:
     conditions: tuple[
         tuple[str, str], ...
     ] = ()  # what must be equal for a ranking: hardware, version, compile policy, ...
+    kernels: str | None = None  # what computed the updates: nothing that forbids a comparison, but part of it
     seed: int | None = None
     void: bool = False
     flags: tuple[Flag, ...] = ()
@@ -470,6 +471,7 @@ def _own_record(content: Mapping[str, Any]) -> TrialRecord:
         status=status,
         ruleset=_entry(content, "ruleset", str),
         conditions=tuple((name, value) for name, value in conditions.items() if value is not None),
+        kernels=_own_kernels(content),
         seed=seed if isinstance(seed, int) else None,
         void=_entry(content, "void", bool) or False,
         flags=tuple(_flags(_entry(content, "validity", dict) or {})),
@@ -481,6 +483,14 @@ def _flags(validity: Mapping[str, Any]) -> Iterator[Flag]:
         if not isinstance(flag, dict):
             raise LogError(f"validity flag {str(flag)[:40]!r} is not an object")
         yield Flag(str(flag.get("name", "unnamed")), str(flag.get("reason", "")), str(flag.get("severity", "")))
+
+
+def _own_kernels(content: Mapping[str, Any]) -> str | None:
+    """Whether kernels of the package ran, and which were asked for."""
+    kernels = _entry(content, "kernels", dict)
+    if kernels is None:
+        return None
+    return f"kernels, --kernels {kernels.get('choice')}" if kernels.get("used") else "plain PyTorch"
 
 
 def _own_hardware(content: Mapping[str, Any]) -> str | None:

@@ -275,6 +275,7 @@ def score_logs(
     version = _version_of(logs, version, warnings, mixed=mixed)
     ruleset = _ruleset_of(logs, ruleset)
     _check_conditions(logs, warnings, mixed=mixed)
+    warnings += difference_in_kernels(logs)
     logs = _check_workloads(logs, version)
     base, held_out = _scored_workloads(logs, version)
     workloads = base + held_out
@@ -397,6 +398,21 @@ def _check_conditions(logs: Logs, warnings: list[str], *, mixed: bool) -> None:
                 f"These runs differ in {name}, so their times cannot be compared: {listed}. Score them apart, or add --mixed."
             )
         warnings.append(f"Ranked together although they differ in {name}: {listed}.")
+
+
+def difference_in_kernels(logs: Logs) -> list[str]:
+    """A sentence where times differ by the implementation of an update as well as by the algorithm; else nothing."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for trial in logs.trials:
+        if trial.record.kernels is not None:
+            found[trial.record.kernels].add(trial.submission)
+    if len(found) < 2:
+        return []
+    listed = "; ".join(f"{kernels} ({_some(sorted(who))})" for kernels, who in sorted(found.items()))
+    return [
+        f"Not all ran on the same kernels: {listed}. A part of the difference in time may be the implementation; "
+        "run all with --kernels reference to leave it out."
+    ]
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

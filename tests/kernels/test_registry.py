@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -41,6 +43,19 @@ def test_the_reference_runs_on_the_cpu(choice):
     registry.choose(choice)
     assert not registry.runs_fused("adam_", CPU, update=True)
     assert registry.used() == ()
+
+
+def test_loading_registers_all_operations():
+    code = """
+import torch
+from algoperf_torch.kernels import registry
+registry.load()
+print(*{name.split("/")[1] for name in torch.library._impls if name.startswith("algoperf/")})
+import sys
+assert "triton" not in sys.modules
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"adam_", "ema_", "cross_entropy", "ssim", "clip_coefficient", "newton_schulz", "category_ids"} <= set(found)
 
 
 def test_unknown_choice():

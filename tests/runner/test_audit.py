@@ -101,6 +101,7 @@ def summary_of(*, study=0, trial=1, submission="nadamw", version="local", run_se
         "options": {"budget": None, "eval_period": None, "max_steps": None, "model_scale": "full"},
         "synthetic_data": False,
         "compile_policy": "prewarmed",
+        "kernels": {"choice": "default", "used": []},
         "clock": "real",
         "supervised": True,
         "process": {"host": "h", "pid": 1, "started": 1000.0, "world_size": 1},
@@ -429,6 +430,7 @@ def test_sources_must_agree(tmp_path):
         (("environment", "precision", "float32_matmul"), "medium", "precision"),
         (("process", "world_size"), 2, "ranks"),
         (("compile_policy",), "off", "compile policy"),
+        (("kernels", "choice"), "reference", "choice of kernels"),
         (("clock",), "steps:1", "clock"),
     ],
 )

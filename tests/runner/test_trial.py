@@ -334,11 +334,23 @@ def test_trial_json_follows_its_schema(make_trial):
     schema = json.loads((files("algoperf_torch.runner") / "trial.schema.json").read_text())
     value = json.loads((trial.record.directory / "trial.json").read_text())
     jsonschema.validate(value, schema)
+    assert value["kernels"] == {"choice": "default", "used": []}
     for name in ("status", "seeds", "process"):
         broken = {key: entry for key, entry in value.items() if key != name}
         with pytest.raises(jsonschema.ValidationError) as error:
             jsonschema.validate(broken, schema)
         assert repr(name) in error.value.message
+
+
+def test_a_trial_goes_on_with_its_own_choice_of_kernels(make_trial):
+    trial = make_trial(max_steps=2, kernels="reference")
+    trial.stop.requested = True
+    with pytest.raises(Preempted):
+        trial.run()
+    saved = checkpoint.latest(trial.record.directory)
+    checkpoint.load(saved, identity=trial.identity)
+    with pytest.raises(CheckpointError, match="its choice of kernels is 'reference', this trial's is 'default'"):
+        checkpoint.load(saved, identity={**trial.identity, "choice of kernels": "default"})
 
 
 def test_microbatches_give_the_same_update(make_trial):

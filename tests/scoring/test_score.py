@@ -258,6 +258,20 @@ class TestOwnRuns:
         assert any(what in text for text in result.warnings)
         assert score_runs([tmp_path], submissions=("beta",)).scores["beta"] == 1.0
 
+    def test_different_kernels_are_told(self, tmp_path, write_reached, own_record, capsys):
+        kernels = {
+            "alpha": {"choice": "default", "used": ["adam_"]},
+            "beta": {"choice": "reference", "used": []},
+            "gamma": {"choice": "default", "used": []},  # an optimizer that has none
+        }
+        for name, value in kernels.items():
+            write_reached(tmp_path, name, 0, "digits", 1, 10.0, record=own_record(kernels=value))
+        (note,) = [text for text in score_runs([tmp_path]).warnings if "kernels" in text]
+        assert "kernels, --kernels default (alpha); plain PyTorch (beta, gamma)" in note
+        assert not any("kernels" in text for text in score_runs([tmp_path], submissions=("beta", "gamma")).warnings)
+        assert cli.main(["compare", str(tmp_path / "alpha"), str(tmp_path / "beta")]) == 0
+        assert "may be the implementation" in " ".join(capsys.readouterr().out.split())
+
     def test_different_versions_are_not_ranked_together(self, tmp_path, write_reached, own_record):
         write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=own_record())
         write_reached(tmp_path, "beta", 0, "digits", 1, 11.0, record=own_record(version="mine"))

@@ -344,6 +344,7 @@ def _environments(result: ScoreResult, records: Mapping[Any, Mapping[str, Any]])
         record = records[trial.path]
         environment = _table(record, "environment") or record
         facts = {name.capitalize(): value for name, value in trial.record.conditions}
+        facts |= {"Updates by": trial.record.kernels} if trial.record.kernels else {}
         facts |= {label: str(environment[key]) for key, label in _ENVIRONMENT if environment.get(key) is not None}
         packages = _table(environment, "packages")
         facts |= {name: str(packages[name]) for name in ("torch", "triton", "algoperf_torch") if packages.get(name)}
