@@ -56,11 +56,17 @@ def updates_fused(device: torch.device) -> bool:
     return device.type in DEVICES and _choice != "reference"
 
 
+def takes_path(name: str, device: torch.device) -> bool:
+    """Whether a workload is to take a data or model path through its operation; else it keeps to plain PyTorch.
+
+    An operation is opaque to the compiler: with its reference inside, it would only keep that from being fused.
+    """
+    return updates_fused(device) and (_choice == "fused" or name in MEASURED)
+
+
 def runs_fused(name: str, device: torch.device, *, update: bool = False) -> bool:
     """Whether the kernel of an operation is to run on this device; notes that it does."""
-    if not updates_fused(device):
-        return False
-    if _choice == "default" and not update and name not in MEASURED:
+    if not (updates_fused(device) if update else takes_path(name, device)):
         return False
     _used.add(name)
     return True

@@ -6,9 +6,12 @@ global sum of `n_valid`. Entries of weight 0 count as zero even where their loss
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from algoperf_torch.kernels import registry
+from algoperf_torch.kernels.cross_entropy import cross_entropy
 from algoperf_torch.spec import LossOutput
 
 
@@ -33,6 +36,10 @@ def softmax_cross_entropy(
     """
     num_classes = logits.shape[-1]
     soft = targets.dim() == logits.dim()
+    if not soft and registry.takes_path("cross_entropy", logits.device):
+        counted = None if weights is None else (weights != 0).reshape(-1).to(torch.float32)
+        rows = cross_entropy(logits.reshape(-1, num_classes), targets.reshape(-1).long(), counted, label_smoothing)
+        return weighted_loss(rows.reshape(targets.shape), weights)
     losses = functional.cross_entropy(
         logits.reshape(-1, num_classes),
         targets.reshape(-1, num_classes) if soft else targets.reshape(-1).long(),

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algoperf_torch.kernels import registry
+from algoperf_torch.kernels.dot_interaction import dot_interaction
+from algoperf_torch.kernels.embedding import gather_rows
 from algoperf_torch.spec import ParamRole
 from algoperf_torch.workloads.criteo1tb.records import NUM_CATEGORICAL, NUM_DENSE
 from algoperf_torch.workloads.layers import Dropout
@@ -44,6 +47,8 @@ class HashedEmbedding(nn.Module):
         """[...] integers -> [..., width]."""
         part_rows = self.num_rows // NUM_TABLE_PARTS
         row = ids % self.num_rows
+        if registry.takes_path("gather_rows", ids.device):
+            return gather_rows(row, list(self.parts))  # type: ignore[no-any-return]
         local, owner = row % part_rows, (row // part_rows).unsqueeze(-1)
         embedded = functional.embedding(local, self.parts[0])
         for index in range(1, NUM_TABLE_PARTS):
@@ -162,7 +167,9 @@ class Dlrm(nn.Module):
             features = embedded.flatten(1)
         else:
             vectors = torch.cat([x.unsqueeze(1), embedded], dim=1)  # [batch, 27, width]
-            products = torch.bmm(vectors, vectors.mT).flatten(1)
-            features = products.index_select(1, self.pairs)
+            if registry.takes_path("dot_interaction", vectors.device):
+                features = dot_interaction(vectors)
+            else:
+                features = torch.bmm(vectors, vectors.mT).flatten(1).index_select(1, self.pairs)
         logits: Tensor = self.output(self.top(torch.cat([x, features], dim=1)))
         return logits

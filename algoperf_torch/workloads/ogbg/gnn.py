@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from algoperf_torch.kernels import registry
+from algoperf_torch.kernels.segment_sum import segment_sum as sum_of_segments
 from algoperf_torch.spec import ParamRole
 from algoperf_torch.workloads.layers import Dropout
 from algoperf_torch.workloads.ogbg.graphs import GraphBatch
@@ -78,10 +80,13 @@ class GraphLayer(nn.Module):
         receivers: Tensor,
         node_graph: Tensor,
         edge_graph: Tensor,
+        orders: tuple[Tensor | None, Tensor | None],
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """`orders` are those of the edges by sender and by receiver."""
         num_nodes, num_graphs = nodes.shape[0], globals_.shape[0]
         edges = self.edge([(edges, None), (nodes, senders), (nodes, receivers), (globals_, edge_graph)])
-        sent, received = segment_sum(edges, senders, num_nodes), segment_sum(edges, receivers, num_nodes)
+        sent = segment_sum(edges, senders, num_nodes, orders[0])
+        received = segment_sum(edges, receivers, num_nodes, orders[1])
         nodes = self.node([(nodes, None), (sent, None), (received, None), (globals_, node_graph)])
         node_sum = segment_sum(nodes, node_graph, num_graphs)
         edge_sum = segment_sum(edges, edge_graph, num_graphs)
@@ -131,9 +136,10 @@ class GraphNet(nn.Module):
         edge_graph = segment_ids(graphs.n_edge, graphs.edges.shape[0])
         nodes, edges = self.node_embedder(graphs.nodes), self.edge_embedder(graphs.edges)
         globals_ = nodes.new_zeros(graphs.n_node.shape[0], self.num_outputs)
+        orders = (order_of(graphs.senders), order_of(graphs.receivers))
         for layer in self.layers:
             nodes, edges, globals_ = layer(
-                nodes, edges, globals_, graphs.senders, graphs.receivers, node_graph, edge_graph
+                nodes, edges, globals_, graphs.senders, graphs.receivers, node_graph, edge_graph, orders
             )
         logits: Tensor = self.decoder(globals_)
         return logits
@@ -148,6 +154,13 @@ def segment_ids(sizes: Tensor, total: int) -> Tensor:
     return torch.searchsorted(ends, torch.arange(total, device=sizes.device, dtype=ends.dtype), right=True)
 
 
-def segment_sum(rows: Tensor, segment: Tensor, num_segments: int) -> Tensor:
-    """[num_segments, width]: sums of the rows of each segment."""
+def order_of(segment: Tensor) -> Tensor | None:
+    """The rows by segment, which the kernel of `segment_sum` needs; `None` where it does not run."""
+    return segment.argsort(stable=True) if registry.takes_path("segment_sum", segment.device) else None
+
+
+def segment_sum(rows: Tensor, segment: Tensor, num_segments: int, order: Tensor | None = None) -> Tensor:
+    """[num_segments, width]: sums of the rows of each segment; sorted segments need no `order`."""
+    if registry.takes_path("segment_sum", rows.device):
+        return sum_of_segments(rows, segment, num_segments, order)  # type: ignore[no-any-return]
     return rows.new_zeros(num_segments, rows.shape[1]).index_add(0, segment, rows)
