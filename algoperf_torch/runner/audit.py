@@ -213,6 +213,8 @@ def check_guards(trial: Trial) -> None:
     for flag in section["flags"]:
         text = f"{flag['name']} at step {flag['step']}: {flag['reason']}"
         trial.invalid(text) if flag["severity"] == "void" else trial.warn(text)
+    if section["valid"] == any(flag["severity"] == "void" for flag in section["flags"]):
+        trial.invalid(f"`valid` is {str(section['valid']).lower()}, which its flags contradict")
     if section.get("disabled_guards"):
         trial.invalid(f"guards were taken out: {', '.join(section['disabled_guards'])}")
 
@@ -322,19 +324,37 @@ def check_arithmetic_floor(trial: Trial) -> None:
 
 
 def check_budget(trial: Trial) -> None:
-    version, options = _version(trial), trial.get("options")
-    if options.get("budget") is not None:
-        return
-    budget = version.budget_seconds(trial.get("workload"), Ruleset(trial.get("ruleset")))
+    version, options, recorded = _version(trial), trial.get("options"), trial.get("budget")
+    workload, ruleset = trial.get("workload"), Ruleset(trial.get("ruleset"))
+    budget = math.inf if recorded["seconds"] is None else recorded["seconds"]
+    changed = options.get("budget") is not None
+    if recorded["changed"] != changed:
+        trial.invalid(
+            f"trial.json says the budget was {'' if not changed else 'not '}changed; --budget is {options.get('budget')}"
+        )
+    if not changed:
+        limits = [version.step_limit(workload, ruleset), options.get("max_steps")]
+        steps = min((limit for limit in limits if limit is not None), default=None)
+        seconds = version.budget_seconds(workload, ruleset)
+        if (budget, recorded["steps"]) != (seconds, steps):
+            trial.invalid(
+                f"the budget was {_budget_text(budget, recorded['steps'])}; the version's is {_budget_text(seconds, steps)}"
+            )
+    if recorded["steps"] is not None and trial.get("result", "steps", default=0) > recorded["steps"]:
+        trial.invalid(f"{trial.get('result', 'steps')} steps were taken; the budget ends after {recorded['steps']}")
     late = [row for row in trial.evaluations if _value(row, "score") >= budget]
     allowed = 1 if version.protocol.late_evaluation else 0
     if len(late) > allowed:
         trial.invalid(f"{len(late)} evaluations at or after the budget of {budget:g} s; the version allows {allowed}")
-    period = options.get("eval_period") or version.terms(trial.get("workload")).eval_period_seconds
+    period = options.get("eval_period") or version.terms(workload).eval_period_seconds
     lateness = trial.get("result", "largest_evaluation_lateness_seconds", default=0.0)
     step = max((row["mean_step_seconds"] or 0.0 for row in trial.get("validity", "intervals", default=[])), default=0.0)
     if lateness > max(LATE_FRACTION * period, 2 * step):
         trial.warn(f"an evaluation came {lateness:.2f} s late; the period is {period:g} s")
+
+
+def _budget_text(seconds: float, steps: int | None) -> str:
+    return f"{seconds:g} s" + (f" and {steps} steps" if steps is not None else "")
 
 
 def check_targets(trial: Trial) -> None:

@@ -367,6 +367,7 @@ def identity(parts: Parts) -> dict[str, Any]:
 def first_summary(parts: Parts, environment: Mapping[str, Any], hardware: list[dict[str, Any]]) -> dict[str, Any]:
     """`trial.json` as it stands before anything is built: who runs what, where, with which seeds."""
     options, process = parts.options, psutil.Process()
+    budget = budget_of(options, parts.version)
     seed = trial_seed(parts.place.run_seed, options)
     seeds = TrialSeeds.derive(seed, options.ruleset)
     return {
@@ -391,6 +392,11 @@ def first_summary(parts: Parts, environment: Mapping[str, Any], hardware: list[d
         "synthetic_data": parts.workload.synthetic_data,
         "compile_policy": parts.version.protocol.compile_policy if options.compile else "off",
         "kernels": {"choice": options.kernels, "used": []},
+        "budget": {
+            "seconds": budget.seconds if math.isfinite(budget.seconds) else None,
+            "steps": budget.steps,
+            "changed": options.budget is not None,
+        },
         "clock": options.clock,
         "supervised": options.supervised,
         "process": {

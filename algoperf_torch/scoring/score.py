@@ -273,7 +273,7 @@ def score_logs(
     if not logs.trials:
         raise LogError(f"No trials in {', '.join(map(str, logs.roots))}: there are studies, but nothing in them.")
     version = _version_of(logs, version, warnings, mixed=mixed)
-    ruleset = _ruleset_of(logs, ruleset)
+    ruleset = _ruleset_of(logs, ruleset, warnings)
     _check_conditions(logs, warnings, mixed=mixed)
     warnings += difference_in_kernels(logs)
     logs = _check_workloads(logs, version)
@@ -367,10 +367,16 @@ def _version_of(
     return loaded
 
 
-def _ruleset_of(logs: Logs, ruleset: Ruleset | str | None) -> Ruleset:
-    if ruleset is not None:
-        return Ruleset(ruleset)
+def _ruleset_of(logs: Logs, ruleset: Ruleset | str | None, warnings: list[str]) -> Ruleset:
     named = sorted({trial.record.ruleset for trial in logs.trials if trial.record.ruleset is not None})
+    if ruleset is not None:
+        other = sorted({t.submission for t in logs.trials if t.record.ruleset not in (None, str(Ruleset(ruleset)))})
+        if other:
+            warnings.append(
+                f"Scored by the {Ruleset(ruleset).value} ruleset, but {_some(other)} ran under the other one: budgets, and "
+                "how many trials a study has, are not theirs."
+            )
+        return Ruleset(ruleset)
     if len(named) > 1:
         raise LogError(f"These runs are of both rulesets: {', '.join(named)}. Score them apart, or add --ruleset NAME.")
     if named:

@@ -102,6 +102,7 @@ def summary_of(*, study=0, trial=1, submission="nadamw", version="local", run_se
         "synthetic_data": False,
         "compile_policy": "prewarmed",
         "kernels": {"choice": "default", "used": []},
+        "budget": {"seconds": 30.0, "steps": None, "changed": False},
         "clock": "real",
         "supervised": True,
         "process": {"host": "h", "pid": 1, "started": 1000.0, "world_size": 1},
@@ -201,6 +202,14 @@ def change_summary(*path, value):
     return change
 
 
+def change_budget(option, seconds, steps=None):
+    def change(run):
+        run.summary["options"]["budget"] = option
+        run.summary["budget"] = {"seconds": seconds, "steps": steps, "changed": True}
+
+    return change
+
+
 def change_files(function):
     return lambda run: run.after.append(function)
 
@@ -256,6 +265,34 @@ INVALID = {
     "over the budget": (
         change_rows(3, score=61.0, accumulated_submission_time=61.0),
         "1 evaluations at or after the budget of 30 s; the version allows 0",
+    ),
+    "other budget than the version's": (
+        change_summary("budget", "seconds", value=60.0),
+        "the budget was 60 s; the version's is 30 s",
+    ),
+    "limit of steps that nobody set": (
+        change_summary("budget", "steps", value=600),
+        "the budget was 30 s and 600 steps; the version's is 30 s",
+    ),
+    "budget said to be changed": (
+        change_summary("budget", "changed", value=True),
+        "trial.json says the budget was changed; --budget is None",
+    ),
+    "budget changed in silence": (
+        change_summary("options", "budget", value="30s"),
+        "trial.json says the budget was not changed; --budget is 30s",
+    ),
+    "over the changed budget": (
+        change_budget("3s", 3.0),
+        "1 evaluations at or after the budget of 3 s; the version allows 0",
+    ),
+    "more steps than the budget": (
+        change_budget("100steps", None, 100),
+        "140 steps were taken; the budget ends after 100",
+    ),
+    "valid and flagged": (
+        change_summary("validity", "valid", value=False),
+        "`valid` is false, which its flags contradict",
     ),
     "trial seed": (change_summary("seeds", "trial", value=5), "the trial seed is 5; run seed 99 gives"),
     "model seed": (
@@ -363,7 +400,7 @@ OFFICIAL = {
     "unsupervised": (change_summary("supervised", value=False), "ran without a supervisor"),
     "clock": (change_summary("clock", value="steps:0.1"), "the clock was 'steps:0.1'"),
     "compile policy": (change_summary("compile_policy", value="off"), "compile policy off; the version has fresh"),
-    "budget": (change_summary("options", "budget", value="90s"), "--budget 90s changes the rules"),
+    "budget": (change_budget("90s", 90.0), "--budget 90s changes the rules"),
     "scale": (change_summary("options", "model_scale", value="test"), "--model-scale test changes the rules"),
 }
 

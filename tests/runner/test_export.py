@@ -128,6 +128,7 @@ def test_the_record_says_what_the_official_files_say(run):
     record = json.loads((directory / "trial.json").read_text())
     assert record["hyperparameters"] == json.loads((directory / "hparams.json").read_text())
     assert record["seeds"]["trial"] == json.loads((directory / "meta_data_0.json").read_text())["rng_seed"]
+    assert record["budget"] == {"seconds": 30.0, "steps": 130, "changed": False}
     result = record["result"]
     assert result["evaluations"] == len(rows)
     assert result["steps"] == int(rows[-1]["global_step"])

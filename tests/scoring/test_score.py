@@ -477,3 +477,12 @@ def test_all_external_trials_of_v05_in_three_seconds(tmp_path, write_trial):
         print(f"{count} trials: {wall:.2f} s, {spent:.2f} s of processor time, {peak:.0f} MB")
     assert spent < 3  # in one thread: on an idle machine this is the time that passes
     assert peak < 300
+
+
+def test_a_ruleset_that_contradicts_the_runs_is_told(tmp_path, write_reached, own_record):
+    write_reached(tmp_path, "alpha", 0, "digits", 1, 3.0, record=own_record())
+    assert (
+        score_runs([tmp_path], ruleset="external", bootstrap=0).warnings == score_runs([tmp_path], bootstrap=0).warnings
+    )
+    (told,) = [text for text in score_runs([tmp_path], ruleset="self", bootstrap=0).warnings if "ruleset" in text]
+    assert told.startswith("Scored by the self ruleset, but alpha ran under the other one")
