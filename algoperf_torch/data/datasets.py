@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from algoperf_torch.data.manifest import FileRecord, Manifest, read_manifest
+from algoperf_torch.data.manifest import FileRecord, Manifest, noted_sum, read_manifest
 from algoperf_torch.errors import DataError, UnknownNameError, UsageError
 
 DATASET_FILE = Path(__file__).with_name("datasets.toml")
@@ -19,7 +19,7 @@ DATASET_FILE = Path(__file__).with_name("datasets.toml")
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile(FileRecord):
-    """A file that can be downloaded. Its size is known; `urls` are addresses beside those of the dataset's mirrors."""
+    """A file that can be downloaded; `urls` are addresses beside those of the dataset's mirrors."""
 
     urls: tuple[str, ...] = ()
 
@@ -33,6 +33,7 @@ class Dataset:
         mirrors: addresses in front of the files' names, tried in this order.
         files: what the owner publishes, if it can be downloaded.
         unpacked: the same content unpacked, accepted in place of `files`.
+        unpacking: what is to be done with the downloaded files before they can be prepared.
         access: for data behind a registration: what a user must do.
     """
 
@@ -43,6 +44,7 @@ class Dataset:
     mirrors: tuple[str, ...] = ()
     files: tuple[PublishedFile, ...] = ()
     unpacked: tuple[FileRecord, ...] = ()
+    unpacking: str | None = None
     access: str | None = None
 
     def urls(self, file: PublishedFile, mirrors: Sequence[str] = ()) -> list[str]:
@@ -121,6 +123,10 @@ def expected_files(root: Path | None, name: str) -> tuple[Path, Manifest | None,
     published = dataset(name)
     unpacked = any((folder / record.name).exists() for record in published.unpacked)
     records: tuple[FileRecord, ...] = published.unpacked if unpacked else published.files
+    records = tuple(
+        record if record.sha256 or record.md5 else replace(record, sha256=noted_sum(folder / record.name))
+        for record in records
+    )
     if not records:
         raise DataError(f"{folder} has no manifest.json. Write it with `algoperf data prepare {name}`.")
     return folder, None, records

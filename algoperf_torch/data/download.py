@@ -2,6 +2,9 @@
 
 A file grows as `<name>.part` beside its final name and gets that name once size and checksum are right. Mirrors are tried
 in turn. One that sends something else than the published file is not asked again; one that fails or stalls is.
+
+Where the owner publishes neither size nor checksum, the size is the server's, and the checksum of what arrived is noted in
+`<name>.sha256` (as `sha256sum` writes it): later runs and `algoperf data verify` hold the file to it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from algoperf_torch.data.datasets import PublishedFile, dataset
-from algoperf_torch.data.manifest import MANIFEST, digest
+from algoperf_torch.data.manifest import MANIFEST, digest, noted_sum, sum_file
 from algoperf_torch.errors import DataError, UsageError
 
 CHUNK = 1 << 20  # bytes
@@ -92,8 +95,12 @@ def main(options: DownloadOptions) -> int:
                 timeout=options.timeout,
                 on_progress=lambda done, bar=bar: bars.update(bar, completed=done),  # type: ignore[misc]
             )
-    total = sum(file.bytes or 0 for file in published.files)
-    console.print(f"{folder}: {len(published.files)} files, {total / 1e6:,.1f} MB, sizes and checksums right.")
+    total = sum((folder / file.name).stat().st_size for file in published.files)
+    noted = sum(file.sha256 is None for file in published.files)
+    checked = f"checksums of {noted} noted for later" if noted else "sizes and checksums right"
+    console.print(f"{folder}: {len(published.files)} files, {total / 1e6:,.1f} MB, {checked}.")
+    if published.unpacking is not None:
+        console.print(f"Next, in {folder}: {published.unpacking}")
     return 0
 
 
@@ -120,19 +127,24 @@ def fetch(
             raise UsageError(f"{url} is no http or https address.")
     target = folder / file.name
     if target.exists() and _is_right(target, file):
-        on_progress(file.bytes or 0)
+        on_progress(target.stat().st_size)
         return target
     with _writable(target, file) as part:
         _fill(part, file, list(urls), retries, timeout, on_progress, sleep)
         os.fsync(part.fileno())
+        if file.sha256 is None:
+            sum_file(target).write_text(f"{digest(Path(part.name))}  {target.name}\n", encoding="utf-8")
         Path(part.name).replace(target)
     return target
 
 
 def _is_right(path: Path, file: PublishedFile) -> bool:
-    if path.stat().st_size != file.bytes:
+    if file.bytes is not None and path.stat().st_size != file.bytes:
         return False
-    return file.sha256 is None or digest(path) == file.sha256
+    expected = file.sha256 or noted_sum(path)
+    if expected is None:  # a file of the user's own, of which nothing is known
+        return file.bytes is None
+    return digest(path) == expected
 
 
 @contextmanager
@@ -193,9 +205,9 @@ def _fill(
 
 
 def _transfer(part: BinaryIO, file: PublishedFile, url: str, timeout: float, on_progress: OnProgress) -> None:
-    """Appends to `part` from one address until it has the published size."""
-    size = file.bytes or 0
-    if _size(part) > size:
+    """Appends to `part` from one address until it has the published size, or the server's where none is published."""
+    size = file.bytes
+    if size is not None and _size(part) > size:
         part.truncate(0)
     offset = _size(part)
     if offset == size:
@@ -205,11 +217,11 @@ def _transfer(part: BinaryIO, file: PublishedFile, url: str, timeout: float, on_
         request.add_header("Range", f"bytes={offset}-")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            offset = _start(response, offset, size, part)
+            offset, size = _start(response, offset, size, part)
             part.seek(offset)
             for chunk in _chunks(response, timeout):
                 offset += len(chunk)
-                if offset > size:
+                if size is not None and offset > size:
                     part.truncate(0)
                     raise _WrongFile(f"sent more than the expected {size:,} bytes")
                 _write(part, chunk)
@@ -217,6 +229,8 @@ def _transfer(part: BinaryIO, file: PublishedFile, url: str, timeout: float, on_
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # our offset makes no sense to the server: start again
+            if file.bytes is None and error.headers.get("Content-Range", "").strip() == f"bytes */{offset}":
+                return  # nothing is missing
             part.truncate(0)
         kind = _WrongFile if error.code in USELESS_STATUS else _Interrupted
         raise kind(f"HTTP status {error.code}") from error
@@ -225,25 +239,33 @@ def _transfer(part: BinaryIO, file: PublishedFile, url: str, timeout: float, on_
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise _Interrupted(f"{reason}" or type(error).__name__) from error
+    if size is None:
+        part.truncate(0)
+        raise _WrongFile("does not say how large the file is, and neither does its owner")
     if offset < size:
         raise _Interrupted(f"connection closed after {offset:,} of {size:,} bytes")
 
 
-def _start(response: http.client.HTTPResponse, offset: int, size: int, part: BinaryIO) -> int:
-    """Where in the file the response's first byte belongs: `offset`, or 0 where the server ignores or misreads ranges."""
+def _start(response: http.client.HTTPResponse, offset: int, size: int | None, part: BinaryIO) -> tuple[int, int | None]:
+    """Where in the file the response's first byte belongs, and the size of the file.
+
+    The former is `offset`, or 0 where the server ignores or misreads ranges.
+    """
     length = response.headers.get("Content-Length", "")
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if match is None or int(match[1]) != offset:
             part.truncate(0)
             raise _Interrupted(f"answered the range from {offset} with {response.headers.get('Content-Range')!r}")
-        if match[3] not in ("*", str(size)):
-            raise _WrongFile(f"has a file of {int(match[3]):,} bytes, expected {size:,}")
-        return offset
-    if length.isdigit() and int(length) != size:
-        raise _WrongFile(f"has a file of {int(length):,} bytes, expected {size:,}")
+        total = int(match[3]) if match[3] != "*" else size
+        if size is not None and total != size:
+            raise _WrongFile(f"has a file of {total:,} bytes, expected {size:,}")
+        return offset, total
+    total = int(length) if length.isdigit() else size
+    if size is not None and total != size:
+        raise _WrongFile(f"has a file of {total:,} bytes, expected {size:,}")
     part.truncate(0)
-    return 0
+    return 0, total
 
 
 def _chunks(response: http.client.HTTPResponse, timeout: float) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,26 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
             return hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def sum_file(path: Path) -> Path:
+    """Where the checksum of a file is noted whose owner publishes none."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def noted_sum(path: Path) -> str | None:
+    """The SHA-256 that was noted when a file was downloaded. Raises `DataError` for a note that is none."""
+    note = sum_file(path)
+    try:
+        text = note.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {note}: {error}.") from error
+    match = re.fullmatch(r"([0-9a-f]{64})  (.+)\n", text)
+    if match is None or match[2] != path.name:
+        raise DataError(f"{note} holds no checksum of {path.name}. Delete it, and the file, to download it again.")
+    return match[1]
 
 
 def record_files(folder: Path, names: Iterable[str]) -> tuple[FileRecord, ...]:

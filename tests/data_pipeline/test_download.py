@@ -11,7 +11,7 @@ import pytest
 from algoperf_torch.data import datasets, download
 from algoperf_torch.data.datasets import PublishedFile
 from algoperf_torch.data.download import DownloadOptions, fetch, main
-from algoperf_torch.data.manifest import Manifest, write_manifest
+from algoperf_torch.data.manifest import Manifest, noted_sum, write_manifest
 from algoperf_torch.errors import DataError, UnknownNameError, UsageError
 
 CONTENT = bytes(range(256)) * 4_000  # about 1 MB
@@ -94,6 +94,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(416)
         else:
             self.good(0)
+
+    def nothing_left(self, start):
+        self.send_response(416)
+        self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def other_file(self, start):
         self.answer(b"<html>Please log in</html>")
@@ -402,12 +408,86 @@ def test_command_refuses_a_folder_of_synthetic_data(listed):
         main(DownloadOptions(dataset="little", out=listed))
 
 
-def test_known_datasets_have_addresses_sizes_and_sums():
+UNKNOWN = PublishedFile(name="file.bin")  # its owner publishes neither size nor checksum
+
+
+@pytest.fixture
+def get_unknown(server, tmp_path):
+    def run(*behaviours, retries=2):
+        urls = [server.url(behaviour) for behaviour in behaviours]
+        return fetch(UNKNOWN, urls, tmp_path, retries=retries, timeout=5.0, sleep=lambda _: None)
+
+    return run
+
+
+@pytest.mark.parametrize("behaviour", ["good", "cut", "redirected", "wrong_range", "no_content_range"])
+def test_unknown_file_gets_the_size_of_the_server_and_a_noted_sum(get_unknown, server, tmp_path, behaviour):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:70_000])
+    assert get_unknown(behaviour, retries=5).read_bytes() == CONTENT
+    assert noted_sum(tmp_path / "file.bin") == RECORD.sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.bin", "file.bin.sha256"]
+    asked = len(server.requests)
+    get_unknown(behaviour)
+    assert len(server.requests) == asked
+
+
+def test_unknown_file_that_is_complete_already(get_unknown, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    assert get_unknown("nothing_left").read_bytes() == CONTENT
+    assert noted_sum(tmp_path / "file.bin") == RECORD.sha256
+
+
+def test_unknown_file_that_was_altered_is_fetched_again(get_unknown, tmp_path):
+    path = get_unknown("good")
+    path.write_bytes(CONTENT[:-1] + b"?")
+    assert get_unknown("good").read_bytes() == CONTENT
+
+
+def test_a_file_of_unknown_size_needs_a_server_that_knows_it(get_unknown, tmp_path):
+    with pytest.raises(DataError, match="does not say how large the file is"):
+        get_unknown("without_length")
+    assert not (tmp_path / "file.bin").exists()
+
+
+@pytest.mark.parametrize("note", [b"", b"abc  file.bin\n", b"\xff", f"{RECORD.sha256}  other.bin\n".encode()], ids=str)
+def test_damaged_note(get_unknown, tmp_path, note):
+    get_unknown("good")
+    (tmp_path / "file.bin.sha256").write_bytes(note)
+    with pytest.raises(DataError, match=r"file.bin.sha256"):
+        get_unknown("good")
+
+
+def test_verify_holds_a_file_to_its_noted_sum(server, monkeypatch, tmp_path):
+    known = datasets.Dataset(
+        name="little", title="", homepage="", code="little", files=(UNKNOWN,), unpacking="unzip it"
+    )
+    monkeypatch.setattr(datasets, "_built_in", lambda: {"little": known})
+    mirror = server.url("good").removesuffix("/file.bin")
+    assert main(DownloadOptions(dataset="little", out=tmp_path, mirrors=(mirror,))) == 0
+    assert datasets.check_folder(tmp_path, "little") is None
+    path = tmp_path / "little" / "file.bin"
+    path.write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(DataError, match=r"file.bin was altered"):
+        datasets.check_folder(tmp_path, "little")
+
+
+def test_command_tells_what_comes_next(server, monkeypatch, tmp_path, capsys):
+    known = datasets.Dataset(
+        name="little", title="", homepage="", code="little", files=(UNKNOWN,), unpacking="unzip it"
+    )
+    monkeypatch.setattr(datasets, "_built_in", lambda: {"little": known})
+    main(DownloadOptions(dataset="little", out=tmp_path, mirrors=(server.url("good").removesuffix("/file.bin"),)))
+    said = capsys.readouterr().out
+    assert "checksums of 1 noted for later" in said
+    assert "little: unzip it" in said
+
+
+def test_known_datasets_have_addresses_and_sums_only_with_sizes():
     for name in datasets.dataset_names():
         known = datasets.dataset(name)
         assert known.files or known.access
         for file in known.files:
-            assert file.bytes
+            assert file.bytes if file.sha256 else file.bytes is None
             assert all(url.startswith("https://") for url in known.urls(file))
             assert known.urls(file)
             assert file.sha256 is None or len(file.sha256) == 64
