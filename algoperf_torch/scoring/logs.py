@@ -322,8 +322,11 @@ class _Reader:
                 yield _Place(submission, study, workload[1], workload[2], number, path, irregular, imported)
 
     def _read_trial(self, place: _Place) -> Trial:
-        _, files = self._list(place.path)
+        folders, files = self._list(place.path)
         unusable = None
+        for name in {EVALUATIONS, "trial.json"}.intersection(folders):
+            self._note(f"{place.path}/{name}", "is a directory, not a file", Severity.DAMAGED)
+            unusable = f"{name} is a directory"
         record = TrialRecord()
         evaluations = None
         source = next((name for name in ("trial.json", "meta_data_0.json") if name in files), None)
@@ -376,6 +379,8 @@ class _Reader:
             self._note(path, "the last line does not end: it may be cut off", Severity.IRREGULAR)
         if _runs_backwards(parsed):
             self._note(path, "the submission time runs backwards without a preemption", Severity.IRREGULAR)
+        elif "global_step" in parsed and not _counts_up(parsed):
+            self._note(path, "the steps are not whole numbers that grow", Severity.IRREGULAR)
         return parsed
 
     def _parse(self, digest: bytes, data: bytes) -> Table | LogError:
@@ -445,6 +450,12 @@ def _check_evaluations(table: Table) -> None:
 def _runs_backwards(table: Table) -> bool:
     back = np.diff(table[SECONDS]) < 0
     return bool(back.any() and np.any(back & ~(np.diff(table.get("preemption_count")) > 0)))
+
+
+def _counts_up(table: Table) -> bool:
+    steps = table["global_step"]
+    grow = (np.diff(steps) > 0) | (np.diff(table.get("preemption_count")) > 0)
+    return bool(np.all(steps >= 0) and np.all(steps == np.floor(steps)) and np.all(grow))
 
 
 def _reason_unusable(record: TrialRecord) -> str | None:

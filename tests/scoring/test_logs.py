@@ -9,7 +9,8 @@ import pytest
 from algoperf_torch import cli
 from algoperf_torch.errors import LogError
 from algoperf_torch.scoring.logs import Severity, read_logs
-from algoperf_torch.scoring.score import score_runs
+from algoperf_torch.scoring.report import render
+from algoperf_torch.scoring.score import score_logs, score_runs
 
 GOOD = "global_step,score,validation/accuracy\n1,1.0,0.1\n100,9.0,0.99\n"
 
@@ -129,6 +130,25 @@ DAMAGED = {
     "flags of another type": (
         {"eval_measurements.csv": GOOD, "trial.json": '{"validity": {"flags": ["x"]}}'}, "is not an object",
     ),
+    "other separators": ({"eval_measurements.csv": GOOD.replace(",", ";")}, "is not a number"),
+    "a time beyond all numbers": ({"eval_measurements.csv": GOOD + "1,1e999,2\n"}, "submission time inf is not a time"),
+    "a cell of thousands of digits": (
+        {"eval_measurements.csv": GOOD + "1," + "9" * 5000 + ",2\n"}, "submission time inf is not a time",
+    ),
+    "underscores in a number": ({"eval_measurements.csv": GOOD + "1,1_000,2\n"}, "'1_000' is not a number"),
+    "a quotation that does not end": ({"eval_measurements.csv": GOOD + '"1,3,2\n'}, "is not a CSV file"),
+    "two bytes a character": ({"eval_measurements.csv": GOOD.encode("utf-16")}, "is not ASCII"),
+    "blank lines": ({"eval_measurements.csv": "\n\n\n"}, "is empty"),
+    "a directory for evaluations": ({"eval_measurements.csv/x": ""}, "eval_measurements.csv: is a directory"),
+    "a directory for a record": ({"eval_measurements.csv": GOOD, "trial.json/x": ""}, "trial.json: is a directory"),
+    "a number that JSON does not have": ({"eval_measurements.csv": GOOD, "trial.json": '{"void": NaN}'}, "'void' is 'nan'"),
+    "seeds of another type": ({"eval_measurements.csv": GOOD, "trial.json": '{"seeds": [1]}'}, "entry 'seeds' is '[1]'"),
+    "environment of another type": (
+        {"eval_measurements.csv": GOOD, "trial.json": '{"environment": "x"}'}, "entry 'environment' is 'x'",
+    ),
+    "an entry twice": (
+        {"eval_measurements.csv": GOOD, "trial.json": '{"status": "reached", "status": "void"}'}, "unknown status 'void'",
+    ),
     "meta data damaged": ({"eval_measurements.csv": GOOD, "meta_data_0.json": "{"}, "meta_data_0.json: is not valid"),
 }  # fmt: skip
 
@@ -139,6 +159,7 @@ def test_damage_is_reported_by_path_and_refused_when_strict(tmp_path, write_reac
     write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0)
     folder = write_trial(tmp_path, "alpha", 1)
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     result = score_runs([tmp_path], "local")
     (told,) = of(result.logs, Severity.DAMAGED)
@@ -222,6 +243,57 @@ def test_unknown_workloads_are_noted_beside_known_ones(tmp_path, write_reached):
     result = score_runs([tmp_path], "local")
     assert result.base_workloads == ("digits",)
     assert "workload juggling: ignored: version local has no such workload" in of(result.logs, Severity.IRREGULAR)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace(",9.0,", ", 9.0 ,"), GOOD.rstrip("\n"),
+        '"global_step","score","validation/accuracy"\n' + GOOD.partition("\n")[2],
+    ],
+    ids=["byte order mark", "carriage returns", "spaces", "no last line feed", "quoted header"],
+)  # fmt: skip
+def test_what_other_programs_write_is_read(tmp_path, write_trial, text):
+    (write_trial(tmp_path, "alpha", 0) / "eval_measurements.csv").write_bytes(text.encode())
+    (trial,) = read_logs([tmp_path]).trials
+    assert trial.unusable is None
+    assert trial.seconds.tolist() == [float(line.split(",")[1]) for line in GOOD.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (2, 1), (-1, 1), (1, "")], ids=str)
+def test_steps_that_do_not_count_up_are_told(tmp_path, write_trial, steps):
+    rows = "".join(f"{step},{time},0.5\n" for step, time in zip(steps, (1.0, 2.0), strict=True))
+    folder = write_trial(tmp_path, "alpha", 0)
+    (folder / "eval_measurements.csv").write_text("global_step,score,validation/accuracy\n" + rows)
+    (told,) = of(read_logs([tmp_path]), Severity.IRREGULAR)
+    assert "the steps are not whole numbers that grow" in told
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"status": "reached", "seeds": {"trial": 1e400}},
+        {
+            "status": "reached",
+            "environment": {"gpus": [3, {"name": 5}], "cpu": {"model": [1]}},
+            "result": {"steps": "x"},
+        },
+        {"status": "reached", "submission": {"sources": [5], "digest": 3, "name": []}, "setup_seconds": {"a": "b"}},
+    ],
+    ids=["endless seed", "odd machine", "odd submission"],
+)
+def test_odd_entries_that_no_score_depends_on_do_no_harm(tmp_path, write_reached, content):
+    write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=content)
+    result = score_logs(read_logs([tmp_path], all_columns=True), "local")
+    assert result.times["alpha"]["digits"] == 10.0
+    assert "alpha" in render(result)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": {"b": "</script><script>alert(1)</script>"}, "n": 1e400}'])
+def test_hyperparameters_that_are_none(tmp_path, write_reached, text):
+    write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, files={"hparams.json": text})
+    page = render(score_logs(read_logs([tmp_path], all_columns=True), "local"))
+    assert "<script>alert" not in page
 
 
 def test_symbolic_links_that_lead_in_circles(tmp_path, write_reached):
