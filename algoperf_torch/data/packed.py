@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -471,6 +472,29 @@ class PackedPart:
                 raise DataError(f"Cannot map {path}: {error}. Prepare the data again.") from error
         return self._arrays[name]
 
+    def read(self, name: str, start: int, stop: int) -> Array:
+        """Rows `start` to `stop` as an array of their own, read without mapping them.
+
+        For streams over gigabytes: mapped pages count as memory of the process until the system wants them back.
+        """
+        mapped = self.array(name)
+        rows = np.empty((stop - start, *mapped.shape[1:]), dtype=mapped.dtype)
+        path = self._folder / f"{name}.npy"
+        assert isinstance(mapped, np.memmap)
+        offset = mapped.offset + start * rows.dtype.itemsize * math.prod(rows.shape[1:])
+        missing = rows.reshape(-1).view(np.uint8).data
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                while missing:
+                    count = file.readinto(missing)
+                    if not count:
+                        raise DataError(f"{path} ends early: truncated since it was opened. Prepare the data again.")
+                    missing = missing[count:]
+        except OSError as error:
+            raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+        return rows
+
     def ragged(self, name: str) -> Ragged:
         return Ragged(self.array(name), self.array(f"{name}_offsets"))
 
@@ -493,13 +517,21 @@ class PackedSplit:
 
     def slice(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` to `stop` of an array, across parts; a view where one part holds them all."""
+        pieces = [part.array(name)[first:last] for part, first, last in self._pieces(start, stop)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def read(self, name: str, start: int, stop: int) -> Array:
+        """`slice` as an array of its own, read as `PackedPart.read` does."""
+        pieces = [part.read(name, first, last) for part, first, last in self._pieces(start, stop)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[PackedPart, int, int]]:
+        """The parts that hold the rows `start` to `stop` of the split, and which of their own rows these are."""
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
-        pieces = []
-        for part, begin in zip(self.parts[first:], self.starts[first:], strict=False):
+        for part, begin in zip(self.parts[first:], self.starts[first:].tolist(), strict=False):
             if begin >= stop:
                 break
-            pieces.append(part.array(name)[max(start - int(begin), 0) : stop - int(begin)])
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            yield part, max(start - begin, 0), min(stop - begin, part.num_examples)
 
     def take(self, name: str, index: NDArray[np.int64]) -> Array:
         """Rows of an array in any order, across parts."""

@@ -134,6 +134,10 @@ def test_rows_across_parts(tmp_path):
     whole = np.concatenate([rows_of(seed)[0] for seed in (1, 2, 3)])
     for start, stop in [(0, 5), (0, 11), (10, 12), (5, 30), (11, 23), (22, 36)]:
         np.testing.assert_array_equal(train.slice("fixed", start, stop), whole[start:stop])
+        read = train.read("fixed", start, stop)
+        np.testing.assert_array_equal(read, whole[start:stop])
+        assert read.flags.owndata
+        assert read.flags.writeable
     index = np.random.default_rng(0).permutation(36)
     np.testing.assert_array_equal(train.take("fixed", index), whole[index])
     for position in range(36):
@@ -291,6 +295,20 @@ def test_truncated_or_missing_file(tmp_path, damage):
         os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(DataError, match=r"validation/a/ragged.npy"):
         opened(out)
+
+
+def test_file_that_is_truncated_while_it_is_open(tmp_path):
+    out = tmp_path / "packed"
+    make(out)
+    train = opened(out).split(Split.TRAIN)
+    train.read("fixed", 0, 36)
+    path = out / "train/b/fixed.npy"
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(DataError, match=r"train/b/fixed.npy ends early"):
+        train.read("fixed", 0, 36)
+    path.unlink()
+    with pytest.raises(DataError, match=r"Cannot read .*train/b/fixed.npy"):
+        train.read("fixed", 0, 36)
 
 
 def test_altered_manifest(tmp_path):

@@ -76,7 +76,7 @@ class CriteoWorkload(Workload):
             inputs, labels = pieces.lines(start, stop, seed=seed, epoch=2**63)
         else:
             stored = self._splits[split]
-            inputs, labels = stored.slice("inputs", start, stop), stored.slice("labels", start, stop)
+            inputs, labels = stored.read("inputs", start, stop), stored.read("labels", start, stop)
         return {**to_batch(inputs, labels), "weights": torch.ones(stop - start, 1)}
 
     def chunk_size(self, eval_batch_size: int | None = None) -> int:
