@@ -97,8 +97,15 @@ def reconstruct(measured: Complex, kept: NDArray[np.bool_]) -> Float:
     return pixels.T
 
 
-def normalised(image: Float, target: Float) -> Slice:
-    """Input and target, both by the input's mean and population standard deviation, clipped."""
+def normalised(image: Float, target: Float, inputs: Float | None = None, targets: Float | None = None) -> Slice:
+    """Input and target, both by the input's mean and population standard deviation, clipped.
+
+    They are written to `inputs` and `targets`, float32 of the same shape, where these are given.
+    """
     mean, std = np.float32(image.mean(dtype=np.float64)), np.float32(image.std(dtype=np.float64))
-    inputs, targets = (np.clip((x - mean) / std, -LIMIT, LIMIT) for x in (image, target))
-    return Slice(inputs, targets, float(mean), float(std))
+    outputs = [np.empty(image.shape, dtype=np.float32) if out is None else out for out in (inputs, targets)]
+    for x, out in zip((image, target), outputs, strict=True):
+        np.subtract(x, mean, out=out)
+        np.divide(out, std, out=out)
+        np.clip(out, -LIMIT, LIMIT, out=out)
+    return Slice(outputs[0], outputs[1], float(mean), float(std))
