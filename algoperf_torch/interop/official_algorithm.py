@@ -22,14 +22,12 @@ from algoperf_torch.errors import (
     UsageError,
 )
 from algoperf_torch.interop.import_scope import ImportScope
+from algoperf_torch.interop.official_files import NOT_OFFERED, PACKAGES
 from algoperf_torch.interop.official_state import pack, unpack
 from algoperf_torch.interop.official_workload import Workload
 from algoperf_torch.optim.base import TrainingAlgorithm
 from algoperf_torch.optim.context import TrainingContext
 from algoperf_torch.spec import Batch, Hyperparameters
-
-PACKAGES = ("algoperf", "algorithmic_efficiency")  # the original harness: its name since 2025, and before
-NOT_OFFERED = ("jax", "jaxlib", "flax", "optax", "tensorflow")
 
 
 @dataclass(frozen=True)

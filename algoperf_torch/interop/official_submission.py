@@ -20,11 +20,9 @@ from typing import Any
 
 from algoperf_torch.errors import SubmissionLoadError
 from algoperf_torch.interop import absl_logging, official_spec, official_utils
-from algoperf_torch.interop.import_scope import ImportScope, imported_names
-from algoperf_torch.interop.official_algorithm import NOT_OFFERED, PACKAGES, EntryPoints, OfficialAlgorithm
-
-ENTRY_FILE = "submission.py"
-SEARCH_SPACE_FILE = "tuning_search_space.json"
+from algoperf_torch.interop.import_scope import ImportScope
+from algoperf_torch.interop.official_algorithm import EntryPoints, OfficialAlgorithm
+from algoperf_torch.interop.official_files import NOT_OFFERED, PACKAGES, SEARCH_SPACE_FILE
 
 # What the harness passes to each function: how many arguments by position, or which by keyword.
 _KEYWORDS = (
@@ -47,40 +45,6 @@ class Loaded:
     algorithm: type[OfficialAlgorithm]
     sources: tuple[Path, ...]
     search_space_file: Path | None
-
-
-# ---------------------------------------------------------------- finding and loading
-
-
-def find_entry(folder: Path) -> Path:
-    """The `submission.py` of a folder, or of the only folder in it that has one. Raises `SubmissionLoadError`."""
-    own = folder / ENTRY_FILE
-    if own.is_file():
-        return own.resolve()
-    below = sorted(path for path in folder.glob(f"*/{ENTRY_FILE}"))
-    if len(below) == 1:
-        return below[0].resolve()
-    if below:
-        names = ", ".join(str(path.parent) for path in below)
-        raise SubmissionLoadError(f"{folder} holds several submissions: {names}. Name one of them.")
-    raise SubmissionLoadError(
-        f"{folder} is a folder without a {ENTRY_FILE}. Name a file in it: {folder / 'my_optimizer.py'}:MyOptimizer."
-    )
-
-
-def is_official(path: Path) -> bool:
-    """Whether a Python file is such a submission: it binds `update_params`, or imports the original harness."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return False  # whoever imports it says so
-    if any(name.partition(".")[0] in PACKAGES for name, level in imported_names(tree) if not level):
-        return True
-    return any(
-        (isinstance(node, ast.FunctionDef) and node.name == "update_params")
-        or (isinstance(node, ast.ImportFrom) and any("update_params" in (a.name, a.asname) for a in node.names))
-        for node in tree.body
-    )
 
 
 def load(entry: Path) -> Loaded:

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from algoperf_torch.errors import AlgoPerfError, SubmissionLoadError, UnknownNameError
 from algoperf_torch.interop import official_submission
+from algoperf_torch.interop.official_files import find_entry, is_official
 from algoperf_torch.optim import registry
 from algoperf_torch.optim.base import BaseOptimizer, OptimizerAlgorithm, TrainingAlgorithm
 from algoperf_torch.optim.schedules import SCHEDULES
@@ -169,10 +170,10 @@ def _from_module(name: str, attribute: str, schedule: str | None) -> _Found:
 def _from_file(path: Path, attribute: str | None, schedule: str | None) -> _Found:
     where = str(path) if attribute is None else f"{path}:{attribute}"
     if path.is_dir() and attribute is None:
-        return _from_official(official_submission.find_entry(path), where, schedule)
+        return _from_official(find_entry(path), where, schedule)
     if not path.is_file():
         raise SubmissionLoadError(f"No file {path} (looked in {Path.cwd()}).")
-    if attribute is None and official_submission.is_official(path):
+    if attribute is None and is_official(path):
         return _from_official(path.resolve(), where, schedule)
     path = path.resolve()
     module = _execute(path, where)
