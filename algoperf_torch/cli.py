@@ -46,6 +46,9 @@ COMMANDS = {
     "new-submission": Command(
         "optim.new_submission", "NewSubmissionOptions", "main", "write a starting point for your own"
     ),
+    "check": Command(
+        "runner.check", "CheckOptions", "main", "look through a submission's source for what the rules forbid"
+    ),
     "sanity": Command("runner.sanity", "SanityOptions", "main", "one minute of small pathologies for an optimizer"),
     "doctor": Command("runner.hardware", "DoctorOptions", "main", "is this machine ready, and for which version?"),
 }
