@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 GPU_RESULTS ?= benchmarks/results/gpu
+BENCH_REPORT ?= .benchmarks/latest.json
 READY := .venv/.ready
 
 setup: $(READY)
@@ -33,8 +34,11 @@ format: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir site
 
+# Fails where a ratio to a peer fell behind the committed one of this class of machine; UPDATE=1 commits to the new ones.
 bench: $(READY)
-	$(BIN)/python -m pytest --benchmark-only benchmarks
+	@mkdir -p $(dir $(BENCH_REPORT))
+	$(BIN)/python -m pytest --benchmark-only --benchmark-json=$(BENCH_REPORT) benchmarks
+	$(BIN)/python -m benchmarks.baseline $(BENCH_REPORT) $(if $(UPDATE),--update)
 
 # On a machine with a GPU. The tests come first: a kernel that is wrong has no speed.
 gpu: $(READY)
