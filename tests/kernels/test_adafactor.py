@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from algoperf_torch.kernels.adafactor import adafactor_matrices_, adafactor_vectors_, fused, reference
 from algoperf_torch.kernels.launch import MatrixTable
@@ -62,6 +64,24 @@ def test_matrices_agree_with_reference(layouts, dtypes, offset, momentum, option
             torch.testing.assert_close(a, b, rtol=rtol, atol=1e-6)
     for buffer in layout.buffers:
         assert torch.cat([buffer[:16], buffer[-16:]]).isnan().all()
+
+
+@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 150)), min_size=1, max_size=6),
+    dtypes=st.lists(st.sampled_from([torch.float32, torch.bfloat16]), min_size=1, max_size=3),
+    offset=st.integers(0, 3),
+    momentum=st.booleans(),
+    options=st.sampled_from([OPTIONS, PAPER]),
+)
+def test_any_matrices(layouts, shapes, dtypes, offset, momentum, options):
+    how = {"momentum": momentum, "offset": offset, "shapes": shapes}
+    (_, actual), (_, expected) = (matrices(layouts, dtypes, **how) for _ in range(2))
+    fused.adafactor_matrices_(*actual, **options)
+    reference.adafactor_matrices_(*expected, **options)
+    for ours, theirs in zip(actual[:5], expected[:5], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5 if a.dtype is torch.float32 else 2**-7, atol=1e-6)
 
 
 def test_empty_matrices(layouts, device):
