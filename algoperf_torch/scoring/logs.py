@@ -512,7 +512,9 @@ def _own_hardware(content: Mapping[str, Any]) -> str | None:
         if isinstance(gpu, dict) and gpu.get("name"):
             return f"{ranks} x {gpu['name']}"
     cpu = _entry(environment, "cpu", dict) or {}
-    return f"{cpu['model']}, {cpu.get('count', '?')} processors, {ranks} rank(s)" if cpu.get("model") else None
+    if not cpu.get("model"):
+        return None
+    return f"{cpu['model']}, {cpu.get('count', '?')} processors, {ranks} rank{'' if ranks == 1 else 's'}"
 
 
 def _official_record(content: Mapping[str, Any]) -> TrialRecord:

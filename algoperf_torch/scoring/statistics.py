@@ -230,7 +230,8 @@ def doubts(submissions: tuple[str, ...], scores: Floats, seconds: Floats, bootst
     elif counts.max(initial=0) < 3:
         found.append("Two studies per workload: intervals are rough.")
     if seconds.shape[1] < 3:
-        found.append(f"{seconds.shape[1]} workload(s): the ranking says nothing about others.")
+        number = "One workload" if seconds.shape[1] == 1 else f"{seconds.shape[1]} workloads"
+        found.append(f"{number}: the ranking says nothing about others.")
     missing = [name for name, row in zip(submissions, counts, strict=True) if (row == 0).any()]
     if missing:
         found.append(f"No result on some workloads, which counts as not solved: {', '.join(missing)}.")

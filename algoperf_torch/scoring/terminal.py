@@ -81,7 +81,7 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
         console,
         "Validity flags:",
         [
-            f"{name} on {workload}: {each.flag.name} in {each.trials} trial(s), as: {each.flag.reason}"
+            f"{name} on {workload}: {each.flag.name} in {_count(each.trials, 'trial')}, as: {each.flag.reason}"
             for (name, workload), flags in result.flags.items()
             for each in flags
         ],
@@ -98,6 +98,10 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
             lines = [f"{count} x {message}" for message, count in kinds.items()]
         _list(console, title, lines, style="red" if severity is Severity.DAMAGED else "")
     _list(console, "Before you believe the ranking:", result.warnings, style="yellow")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def ranking_table(result: ScoreResult) -> Table:

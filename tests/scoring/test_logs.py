@@ -101,7 +101,7 @@ class TestLayout:
         write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=own_record(validity=flags))
         record = read_logs([tmp_path]).trials[0].record
         assert record.status == "reached"
-        assert record.condition("hardware") == "Test CPU, 2 processors, 2 rank(s)"
+        assert record.condition("hardware") == "Test CPU, 2 processors, 2 ranks"
         assert record.flags[0].name == "a"
         assert record.seed == 7
 

@@ -228,7 +228,7 @@ class TestOwnRuns:
         flags = [{"name": "data_stall", "reason": "12 % of the time was spent waiting", "severity": "warn"}]
         write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=own_record(validity={"flags": flags}))
         assert cli.main(["score", str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
-        assert "data_stall in 1 trial(s), as: 12 % of the time" in capsys.readouterr().out
+        assert "data_stall in 1 trial, as: 12 % of the time" in capsys.readouterr().out
         (told,) = json.loads((tmp_path / "out.json").read_text())["flags"]["alpha"]["digits"]
         assert told == {**flags[0], "trials": 1}
 

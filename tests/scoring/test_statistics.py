@@ -147,7 +147,7 @@ class TestDoubts:
         rng = np.random.default_rng(0)
         assert "nothing is known about luck" in self.tell(runs(rng, [10, 20], studies=1))
         assert "Two studies" in self.tell(runs(rng, [10, 20], studies=2))
-        assert "1 workload(s)" in self.tell(runs(rng, [10, 20], workloads=1))
+        assert "One workload: the ranking" in self.tell(runs(rng, [10, 20], workloads=1))
 
     def test_overlap(self):
         assert "is not settled" in self.tell(runs(np.random.default_rng(0), [10, 10.1], spread=0.3))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,11 @@ def build(result: ScoreResult, title: str) -> dict[str, Any]:
             for (name, workload), why in result.incomplete.items()
         ],
         "problems": [
-            {"path": problem.path, "message": problem.message, "severity": problem.severity.name.lower()}
+            {
+                "path": _below(result.logs.roots, problem.path),
+                "message": problem.message,
+                "severity": problem.severity.name.lower(),
+            }
             for problem in sorted(result.problems, key=lambda p: -p.severity)
         ],
         "damaged": sum(problem.severity is Severity.DAMAGED for problem in result.problems),
@@ -89,6 +94,14 @@ def build(result: ScoreResult, title: str) -> dict[str, Any]:
     }
     clean: dict[str, Any] = _clean(content)
     return clean
+
+
+def _below(roots: Sequence[Path], path: str) -> str:
+    """A path as it reads best: without the run directory if there is one, from its name on if there are several."""
+    for root in roots:
+        if Path(path).is_relative_to(root) and Path(path) != root:
+            return str(Path(path).relative_to(root if len(roots) == 1 else root.parent))
+    return path
 
 
 def _clean(value: Any) -> Any:

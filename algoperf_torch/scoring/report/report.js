@@ -249,7 +249,7 @@
     const y = scale(low - margin, high + margin, frame.bottom, frame.top);
     axes(drawing, frame, x, y, [along === "seconds" ? "submission time, seconds" : "steps", `${split} ${workload.metric}`]);
     const clip = svg("clipPath", { id: "curve-clip" });
-    clip.append(svg("rect", { x: frame.left, y: frame.top, width: Math.max(1, frame.right - frame.left), height: frame.bottom - frame.top }));
+    clip.append(svg("rect", { x: frame.left, y: frame.top, width: Math.max(1, frame.right - frame.left + 5), height: frame.bottom - frame.top }));
     const inside = svg("g", { "clip-path": "url(#curve-clip)" });
     drawing.append(clip, inside);
     if (target !== null) {
@@ -270,7 +270,10 @@
         text: `${data.submissions[c.submission]}\nstudy ${c.study}, trial ${c.trial}${c.status ? `, ${c.status}` : ""}\n${end}`,
       };
     }).filter((line) => line.points.length);
-    if (target !== null) drawing.append(svg("text", { class: "halo", x: frame.right, y: y(target) - 6, "text-anchor": "end" }, `target ${format(target)}`));
+    if (target !== null) { // at the start, on the side where no curve has got to yet
+      const above = workload.higher || y(target) + 16 > frame.bottom;
+      drawing.append(svg("text", { class: "halo", x: frame.left + 6, y: y(target) + (above ? -6 : 15) }, `target ${format(target)}`));
+    }
     choosable(drawing, lines, tip, frame);
   });
   for (const id of ["curve-workload", "curve-split", "curve-x", "curve-zoom"]) pick(id).addEventListener("change", redrawCurves);
@@ -298,7 +301,7 @@
         ...names.map((name) => ({ name, value: (t) => (name in t.point ? t.point[name] : null) })),
         { name: `best ${data.workloads[w].metric}`, value: (t) => t.best },
         { name: "seconds to target", value: (t) => t.seconds, never: true },
-      ].filter((c) => c.never || new Set(trials.map(c.value)).size > 1 || names.length < 5);
+      ].filter((c) => c.never || trials.length < 2 || new Set(trials.map(c.value)).size > 1 || names.length < 5);
       columns.forEach((column, i) => {
         column.x = columns.length > 1 ? frame.left + (i / (columns.length - 1)) * (frame.right - frame.left) : frame.left;
         const values = trials.map(column.value).filter((v) => v !== null);
