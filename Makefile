@@ -40,10 +40,11 @@ bench: $(READY)
 	$(BIN)/python -m pytest --benchmark-only --benchmark-json=$(BENCH_REPORT) benchmarks
 	$(BIN)/python -m benchmarks.baseline $(BENCH_REPORT) $(if $(UPDATE),--update)
 
-# On a machine with a GPU. The tests come first: a kernel that is wrong has no speed.
+# On a machine with a GPU. The tests come first: a kernel that is wrong has no speed. What needs no device is left to `test`.
+# GPU_OPTIONS="--minutes 9" fits a short lease, "--minutes 9 --resume" goes on where that stopped.
 gpu: $(READY)
-	ALGOPERF_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels tests/gpu
-	$(BIN)/python -m benchmarks.gpu --out $(GPU_RESULTS)
+	ALGOPERF_TEST_DEVICE=cuda $(BIN)/python -m pytest -n 4 --dist loadfile --ignore tests/kernels/test_resources.py tests/kernels tests/gpu
+	$(BIN)/python -m benchmarks.gpu --out $(GPU_RESULTS) $(GPU_OPTIONS)
 
 clean:
 	rm -rf .venv site dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,9 @@
 """Times every kernel against its peers, in turns in one process, and writes one JSON file for each operation.
 
-    python -m benchmarks.gpu --out benchmarks/results/h200 [--only adam lamb] [--rounds 50]
+    python -m benchmarks.gpu --out benchmarks/results/h200 [--only adam lamb] [--rounds 50] [--minutes 9] [--resume]
 
+Where time is short, --minutes begins no operation after so many, names those left out and exits with status 3; --resume goes
+on with those that have no file yet.
 `make gpu` runs the tests of the kernels on the device first and stops where one fails: a kernel that is wrong has no speed.
 `--device cpu --small` runs every case once on tiny inputs, to show that this script works; its times mean nothing.
 """
@@ -160,6 +162,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--only", nargs="+", choices=operations(), default=operations(), metavar="OPERATION")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no operation after so many")
+    parser.add_argument("--resume", action="store_true", help="leave out operations that have their file")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny inputs")
     options = parser.parse_args(arguments)
@@ -171,12 +175,15 @@ def main(arguments: list[str]) -> int:
         from algoperf_torch.kernels.interpreter import enable
 
         enable()
+    started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
+    files = {operation: options.out / f"{operation}.json" for operation in options.only}
+    left = [operation for operation, file in files.items() if not (options.resume and file.exists())]
     stopwatch = Stopwatch(device)
     rate = copy_rate(stopwatch, options.rounds) if device.type == "cuda" else None
     header = conditions(device, arguments) | {"copy_bytes_per_second": rate, "rounds": options.rounds}
-    for operation in options.only:
-        rows = []
+    while left and time.monotonic() - started < 60 * options.minutes:
+        operation, rows = left.pop(0), []
         for case in load_cases(operation):
             rows.append(
                 measure(case, stopwatch, rounds=options.rounds, small=SMALL if options.small else 0, copy_rate=rate)
@@ -184,8 +191,10 @@ def main(arguments: list[str]) -> int:
             print(line(rows[-1]), flush=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        (options.out / f"{operation}.json").write_text(json.dumps(header | {"cases": rows}, indent=1) + "\n")
-    return 0
+        files[operation].write_text(json.dumps(header | {"cases": rows}, indent=1) + "\n")
+    if left:
+        print(f"Not begun after {options.minutes:g} minutes: {', '.join(left)}. Go on with --resume.", file=sys.stderr)
+    return 3 if left else 0
 
 
 def line(row: dict[str, Any]) -> str:
