@@ -1,11 +1,10 @@
-"""AdEMAMix (Pagliardini et al., 2024, arXiv:2409.03137, algorithm 1): Adam with a second, very slow momentum.
+"""AdEMAMix (Pagliardini et al., 2024, arXiv:2409.03137): Adam with a second, very slow momentum.
 
 The slow average is not bias-corrected; its weight alpha and decay beta3 grow over `mix_warmup` updates (linearly, and
 linearly in half-life). In a trial that is `mix_warmup_factor` of the step hint, by default all of it, as in the paper.
 Weight decay is decoupled, multiplied by the scheduled learning rate, and hits every parameter.
 
-Search space: AdamW points of the benchmark's target setting and the paper's betas 0.9, 0.999, 0.9999 with alpha 5 and 8
-(its sections 4 and appendix B).
+Search space: AdamW points of the benchmark's target setting and the paper's betas 0.9, 0.999, 0.9999 with alpha 5 and 8.
 """
 
 from __future__ import annotations

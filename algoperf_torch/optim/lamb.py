@@ -1,9 +1,9 @@
-"""LAMB (You et al., 2020, arXiv:1904.00962, algorithm 2).
+"""LAMB (You et al., 2020, arXiv:1904.00962).
 
 Every parameter moves by lr times its own norm along Adam's direction; where one of the norms is zero, by lr times Adam's
 update. Weight decay is part of the direction and hits every parameter; so does the trust ratio, as in AlgoPerf's baseline.
 
-Search space: learning rates of the paper's ImageNet and BERT runs (its appendix H) with the weight decays and betas there.
+Search space: learning rates of the paper's ImageNet and BERT runs with the weight decays and betas there.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Lion (Chen et al., 2023, arXiv:2302.06675, algorithm 2): the sign of an interpolated momentum.
+"""Lion (Chen et al., 2023, arXiv:2302.06675): the sign of an interpolated momentum.
 
 Weight decay is decoupled, multiplied by the scheduled learning rate, and hits every parameter.
 
 Search space: the point of AlgoPerf's Lion submission (learning rate 2e-4, betas 0.95 and 0.98, weight decay 0.5) and the
-paper's defaults (betas 0.9 and 0.99) with learning rates a tenth to a third of AdamW's and decays as much larger (section 5).
+paper's defaults (betas 0.9 and 0.99) with learning rates a tenth to a third of AdamW's and decays as much larger.
 """
 
 from __future__ import annotations

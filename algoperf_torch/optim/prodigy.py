@@ -1,11 +1,11 @@
-"""Prodigy (Mishchenko and Defazio, 2023, arXiv:2306.06101, algorithm 4): Adam that estimates its own learning rate.
+"""Prodigy (Mishchenko and Defazio, 2023, arXiv:2306.06101): Adam that estimates its own learning rate.
 
 d is a growing lower bound of the distance from the initial weights x0 to the solution, from <g, x0 - x> and the weighted
 sum s of all gradients; the step is lr d times Adam's, without bias correction. Each parameter group has its own d; the
 parameters of a trial are one group. Weight decay is decoupled, multiplied by lr d, and hits every parameter.
 
-Search space: lr 1 as the paper fixes it, `d_coef` 0.5 to 2, betas and weight decays of its section 6 and of the benchmark's
-target setting.
+Search space: lr 1 as the authors advise, `d_coef` 0.5 to 2 (the one that they advise to change), betas and weight decays of
+the benchmark's target setting.
 """
 
 from __future__ import annotations

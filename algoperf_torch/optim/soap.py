@@ -1,12 +1,12 @@
-"""SOAP (Vyas et al., 2024, arXiv:2409.11321, algorithms 3 and 4): Adam in the eigenbasis of Shampoo's preconditioner.
+"""SOAP (Vyas et al., 2024, arXiv:2409.11321): Adam in the eigenbasis of Shampoo's preconditioner.
 
 A matrix G (higher-order tensors as [first dimension, rest]) has running means of G G^T and G^T G. Adam's second moment is
 kept in their eigenbases, which are refreshed every `precondition_frequency` updates by one step of orthogonal iteration
 (power step and QR). The first update computes them by an eigendecomposition. A side longer than `max_preconditioner_dim`
 keeps the identity; vectors follow AdamW. Weight decay is decoupled and hits every parameter.
 
-Search space: the paper's setting (learning rate 3e-3, betas 0.95 and 0.95, frequency 10, weight decay 1e-4; section 5 and
-appendix A) and points of the benchmark's AdamW-like target setting.
+Search space: the paper's setting (learning rate 3e-3, betas 0.95 and 0.95, frequency 10) with weight decay 1e-4, and
+points of the benchmark's AdamW-like target setting.
 """
 
 from __future__ import annotations

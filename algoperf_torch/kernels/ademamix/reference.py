@@ -38,7 +38,7 @@ def ademamix_(
         p = (1 - lr weight_decay) p - lr (m / (1 - beta1^t) + r alpha s) / (sqrt(v / (1 - beta2^t)) + eps)
 
     b goes from beta1 to beta3 linearly in its half-life: log b = log beta1 log beta3 / ((1 - r) log beta3 + r log beta1).
-    Pagliardini et al. (2024), arXiv:2409.03137, algorithm 1.
+    Pagliardini et al. (2024), arXiv:2409.03137.
     """
     log_first, log_last = slow_decays(beta1, beta3, mix_warmup)
     for param, grad, exp_avg, slow_exp_avg, exp_avg_sq, step in zip(

@@ -32,7 +32,7 @@ def lamb_(
         u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p
         p = p - lr r u        with r = |p| / |u|, the norms over each tensor, or 1 where either is 0
 
-    You et al. (2020), arXiv:1904.00962, algorithm 2 with the identity for its scaling function.
+    You et al. (2020), arXiv:1904.00962, with the identity for its scaling function.
     """
     for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
         p, g, m, v = computed(param, grad, exp_avg, exp_avg_sq)

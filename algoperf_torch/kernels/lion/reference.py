@@ -26,7 +26,7 @@ def lion_(
 
         p = (1 - lr weight_decay) p - lr sign(beta1 m + (1 - beta1) g)        m = beta2 m + (1 - beta2) g
 
-    Chen et al. (2023), arXiv:2302.06675, algorithm 2.
+    Chen et al. (2023), arXiv:2302.06675.
     """
     for param, grad, exp_avg in zip(params, grads, exp_avgs, strict=True):
         p, g, m = computed(param, grad, exp_avg)
