@@ -263,15 +263,19 @@ def test_killed_under_the_real_clock_time_never_goes_back_and_no_row_is_lost(tmp
     )
 
 
-@pytest.mark.parametrize("launcher", [RUN, TORCHRUN], ids=["one rank", "two ranks"])
-def test_a_request_to_stop_saves_and_exits_with_its_own_status(tmp_path, launcher):
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [(RUN, signal.SIGTERM), (RUN, signal.SIGUSR1), (TORCHRUN, signal.SIGTERM)],
+    ids=["one rank", "one rank, warned by a batch system", "two ranks"],
+)
+def test_a_request_to_stop_saves_and_exits_with_its_own_status(tmp_path, launcher, number):
     arguments = [*DIGITS, "--eval-period", "0.5", "--max-steps", "100000", "--budget", "300s", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [*launcher, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
     )
     wait_for_training(lambda: process.poll() is None, tmp_path)
     time.sleep(1.5)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     status = process.wait(timeout=60)
     assert status == 75 or launcher is TORCHRUN  # torchrun has a status of its own
     value = trial_json(tmp_path)

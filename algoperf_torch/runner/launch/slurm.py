@@ -10,7 +10,6 @@ is queued again. Imports no torch; submitit only where something is submitted.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import io
 import math
 import os
@@ -81,7 +80,7 @@ def queued(submission: Path) -> dict[Path, Job]:
     arrays = _arrays(submission)
     if not arrays:
         return {}
-    listed = _ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%F|%K|%T|%r|%N|%j")
+    listed = _ask("squeue", "--noheader", "--array", "--me", "--format=%F|%K|%T|%r|%N|%j")
     found = {}
     for line in listed.splitlines():
         number, index, state, reason, host, name = line.strip().split("|", 5)
@@ -268,6 +267,8 @@ def _submit_array(
     parameters.pop("time", None)
     if options.device == "cuda" and not any("gpu" in name or name == "gres" for name in parameters):
         parameters["gpus-per-node"] = str(plan.ranks)
+    if plan.ranks > 1:
+        parameters.setdefault("cpus-per-task", str(plan.ranks))
     cores = parameters.get("cpus-per-task")
     executor = submitit.SlurmExecutor(folder=folder)
     executor.update_parameters(
