@@ -68,11 +68,14 @@ def main(options: ImportOptions) -> int:
     for problem in logs.problems:
         if problem.severity is Severity.DAMAGED:
             console.print(f"damaged, copied as it is: {problem}")
+    marker: dict[str, Any] = {}
     for folder, trials, copied in import_logs(logs, options):
         marker = read_marker(folder)
         what = f"{len(trials)} trials" if copied else "is there already, unchanged"
         console.print(f"{folder}: {what}; {marker['version']}, {marker['ruleset']} ruleset, {marker['hardware']}")
-    console.print(f"Beside your own: algoperf report {options.out} --mixed --out report.html")
+    console.print(
+        f"Beside your own: algoperf report {options.out} --mixed --version {marker['version']} --out report.html"
+    )
     return 0
 
 

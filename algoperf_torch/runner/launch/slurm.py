@@ -80,14 +80,14 @@ def queued(submission: Path) -> dict[Path, Job]:
     arrays = _arrays(submission)
     if not arrays:
         return {}
-    listed = _ask("squeue", "--noheader", "--array", "--me", "--format=%F|%K|%T|%r|%N|%j")
+    names = ",".join(_PREFIX + key for key in arrays)  # of any user: a directory may be shared
+    listed = _ask("squeue", "--noheader", "--array", f"--name={names}", "--format=%F|%K|%T|%r|%N|%j")
     found = {}
     for line in listed.splitlines():
         number, index, state, reason, host, name = line.strip().split("|", 5)
-        trials = arrays.get(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
-        if trials is not None:
-            place = int(index) if index.isdigit() else 0
-            found[trials[place]] = Job(f"{number}_{index}" if index.isdigit() else number, state, reason, host)
+        trials = arrays[name.removeprefix(_PREFIX)]
+        place = int(index) if index.isdigit() else 0
+        found[trials[place]] = Job(f"{number}_{index}" if index.isdigit() else number, state, reason, host)
     return found
 
 

@@ -19,7 +19,7 @@ from algoperf_torch.runner.plan import SubmissionFacts, make_plan
 from algoperf_torch.runner.record import read_heartbeat, read_rows
 from algoperf_torch.runner.status import Phase
 from algoperf_torch.runner.supervise import read_attempts
-from algoperf_torch.runner.tune import TuneOptions, tune
+from algoperf_torch.runner.tune import TuneOptions, plan_main, tune
 
 ROOT = Path(__file__).parents[3]
 FAKE_TRIAL = ROOT / "tests" / "data" / "fake_trial.py"
@@ -73,7 +73,7 @@ class FakeSlurm:
         lines = [
             f"7|{index}|{state}|Priority|node1|algoperf-{record.name}\n" for index, state in enumerate(states) if state
         ]
-        self.queue.write_text("5|N/A|RUNNING|None|node9|somebody else's\n" + "".join(lines))
+        self.queue.write_text("".join(lines))
 
 
 @pytest.fixture
@@ -155,6 +155,16 @@ def test_the_local_launcher_leaves_queued_trials_alone(options, fake_slurm):
     fake_slurm.enqueue(options().out, "PENDING", "PENDING", "PENDING")
     with pytest.raises(UsageError, match="trial 1 is in SLURM's queue as job 7_0"):
         tune_fake(options(launcher="local", probe_steps=0))
+
+
+def test_the_plan_shows_what_is_in_the_queue(options, fake_slurm, capsys, monkeypatch):
+    monkeypatch.setattr("algoperf_torch.runner.tune.facts_of", lambda _: FACTS)
+    tune_fake(options())
+    fake_slurm.enqueue(options().out, "PENDING", "", "RUNNING")
+    capsys.readouterr()
+    assert plan_main(options()) == 0
+    assert "3 trials (1 missing, 2 in the queue)" in capsys.readouterr().out
+    assert len(fake_slurm.submitted) == 1
 
 
 def test_waiting_ends_with_the_queue(options, fake_slurm, capsys, monkeypatch):
