@@ -28,8 +28,10 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         shape = (*x.shape[:2], *(1,) * (x.dim() - 2)) if self.whole_channels else x.shape
-        keep = (torch.rand(shape, device=x.device) >= self.rate).to(x.dtype)  # float32: bfloat16 has 256 values only
-        return x * (keep / (1 - self.rate).to(x.dtype))
+        draw = torch.rand(shape, device=x.device)  # float32: bfloat16 has 256 values only
+        # On a CPU the same without booleans, which compiled code stores one by one there.
+        keep = torch.floor(draw - self.rate) + 1 if x.device.type == "cpu" else draw >= self.rate
+        return x * (keep.to(x.dtype) / (1 - self.rate).to(x.dtype))
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
