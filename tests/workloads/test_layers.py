@@ -57,6 +57,16 @@ def test_dropout_drops_the_fraction_and_keeps_the_mean(rate, dtype):
     assert torch.equal(x.grad, y.detach())
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-7, 0.1, 0.5, 0.9])
+def test_dropout_keeps_what_is_drawn_at_or_above_the_rate(rate):
+    x = torch.ones(100_000)
+    torch.manual_seed(3)
+    y = Dropout(rate)(x)
+    torch.manual_seed(3)
+    kept = torch.rand(x.shape) >= torch.tensor(rate)
+    assert torch.equal(y, kept / (1 - torch.tensor(rate)))
+
+
 def test_whole_channels():
     torch.manual_seed(0)
     y = Dropout(0.5, whole_channels=True)(torch.ones(20, 30, 4, 2))
