@@ -70,3 +70,31 @@ def test_fused_and_plain_are_one_optimizer(name, number, device):
     for ours, theirs, first in zip(fused, plain, start, strict=True):
         bound = tolerance * float((theirs - first).abs().max())
         torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadamw", "lamb", "schedule_free_adamw", "lion", "muon"])
+def test_a_captured_step_follows_its_learning_rate(name, device):
+    results = []
+    for captured in (True, False):
+        generator = torch.Generator(device).manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator, device=device)) for shape in SHAPES]
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator, device=device)
+        lr = torch.full((), 0.02, device=device)
+        optimizer = load_submission(name).algorithm.optimizer_class(params, **{"lr": lr, **OPTIONS.get(name, {})})
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # kernels are compiled, tables and states made
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+        for step in range(3):
+            lr.fill_(0.02 / (1 + step))
+            graph.replay() if captured else optimizer.step()
+        results.append([param.detach() for param in params])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
