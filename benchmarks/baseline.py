@@ -47,6 +47,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the baselines")
     options = parser.parse_args(arguments)
+    if not options.results.is_file():
+        print(f"There is no {options.results}. Run `make bench`, which writes it.", file=sys.stderr)
+        return 2
     results = json.loads(options.results.read_text())
     ratios, machine = ratios_of(results), machine_class()
     file = options.folder / machine / "ratios.json"

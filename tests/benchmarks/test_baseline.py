@@ -55,6 +55,11 @@ def test_a_ratio_that_falls_fails(run, capsys):
     assert "b: not run" in capsys.readouterr().out
 
 
+def test_a_missing_report_is_told(baseline, tmp_path, capsys):
+    assert baseline.main([str(tmp_path / "none.json")]) == 2
+    assert "Run `make bench`" in capsys.readouterr().err
+
+
 def test_an_update_of_some_keeps_the_others(run, tmp_path):
     run({"a": 10.0, "b": 2.0}, "--update")
     run({"a": 5.0}, "--update")
