@@ -391,9 +391,8 @@ class SupervisedTrial:
         if restarts >= self.retries:
             _say(f"Queued again {restarts} times; the next `algoperf tune` submits it anew.")
             return
-        _say("Its state is saved; queued again.")
         _ask("scontrol", "requeue", job)
-        time.sleep(60)  # SLURM ends this process
+        _say("Its state is saved; queued again.")
 
 
 def _say(text: str) -> None:
