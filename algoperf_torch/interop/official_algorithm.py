@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from keyword import iskeyword
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from algoperf_torch.interop.official_files import NOT_OFFERED, PACKAGES
 from algoperf_torch.interop.official_state import pack, unpack
 from algoperf_torch.interop.official_workload import Workload
 from algoperf_torch.optim.base import TrainingAlgorithm
-from algoperf_torch.optim.context import TrainingContext
+from algoperf_torch.optim.context import OfficialFacts, TrainingContext
 from algoperf_torch.spec import Batch, Hyperparameters
 
 
@@ -71,14 +71,13 @@ class OfficialAlgorithm(TrainingAlgorithm):
         self.label_smoothing = float(hyperparameters.get("label_smoothing") or 0.0)
         self.model_state: Any = None
         self.train_state = TrainState(context)
-        self._seeds: tuple[int, list[list[int]]] = (-1, [])
         state = self._call(
             self.points.init_optimizer_state,
             self.workload,
             self.container,
             self.model_state,
             self.hyperparameters,
-            list(self.facts.step_seeds(0)[1]),
+            list(self.facts.optimizer_seed),
         )
         if not isinstance(state, dict):
             raise SubmissionError(f"init_optimizer_state returned a {type(state).__name__}, not a dictionary.")
@@ -142,12 +141,9 @@ class OfficialAlgorithm(TrainingAlgorithm):
             "rng": self._seed(seed),
         }
 
-    def _seed(self, number: int) -> list[int]:
+    def _seed(self, number: int) -> StepSeed:
         """Of this step: data selection 0, update 1, preparation 2. The preparation's is that of the step before it."""
-        step = max(self.context.step - (number == 2), 0)
-        if self._seeds[0] != step:
-            self._seeds = step, [list(pair) for pair in self.facts.step_seeds(step)]
-        return self._seeds[1][number]
+        return StepSeed(self.facts, max(self.context.step - (number == 2), 0), number)
 
     def _keep(self, name: str, result: Any) -> None:
         if not isinstance(result, tuple) or len(result) != 3:
@@ -168,16 +164,17 @@ class OfficialAlgorithm(TrainingAlgorithm):
         except (AlgoPerfError, TrainingComplete, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            reason = self._reason(error)
+            reason = self._reason(error, function)
             if reason is None:
                 raise
             raised = f"{function.__name__} raised {type(error).__name__}: {_first_line(error)}"
             raise SubmissionError(f"{raised} {reason}") from error
 
-    def _reason(self, error: Exception) -> str | None:
+    def _reason(self, error: Exception, function: Callable[..., Any]) -> str | None:
         """What an error means that comes of running here, not of the submission's own doing."""
         text = str(error)
-        if self.hyperparameters is None and "'NoneType' object has no attribute" in text:
+        starts = function is self.points.init_optimizer_state
+        if starts and self.hyperparameters is None and "'NoneType' object has no attribute" in text:
             return (
                 "(no hyperparameters were given: write --hparams or --search-space, or --ruleset self for a submission "
                 "without any)"
@@ -208,6 +205,23 @@ class OfficialAlgorithm(TrainingAlgorithm):
             self.optimizer_state = unpack(state["optimizer_state"], self.optimizer_state, self.context.device)
             self.model_state = unpack(state["model_state"], self.model_state, self.context.device, "model_state")
         self.workload.restored()
+
+
+class StepSeed(Sequence[int]):
+    """A pair of whole numbers, computed when it is read: that takes a fraction of a millisecond, and nobody does."""
+
+    def __init__(self, facts: OfficialFacts, step: int, number: int) -> None:
+        self._facts, self._step, self._number = facts, step, number
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        return self._facts.step_seeds(self._step)[self._number][index]
+
+    def __len__(self) -> int:
+        return 2
 
 
 class TrainState(Mapping[str, Any]):

@@ -25,6 +25,7 @@ class OfficialFacts:
         container: the model under its wrappers, data-parallel and compiled.
         parameter_types: by the container's names; what the reference derives from its parameters' names.
         budget_seconds: of the external ruleset.
+        optimizer_seed: of the trial.
         step_seeds: step (from 0) -> the seeds of data selection, update, preparation for the evaluation, evaluation.
     """
 
@@ -35,6 +36,7 @@ class OfficialFacts:
     eval_period_seconds: float
     budget_seconds: float
     test_target: Target | None
+    optimizer_seed: tuple[int, int]
     step_seeds: Callable[[int], Sequence[tuple[int, int]]]
 
 

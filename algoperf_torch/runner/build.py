@@ -335,6 +335,7 @@ def _official_facts(parts: Parts, engine: ModelEngine, rules: Rules, seeds: Tria
         eval_period_seconds=rules.eval_period,
         budget_seconds=budget if math.isfinite(budget) else rules.terms.budget_seconds,  # one in steps has no seconds
         test_target=rules.terms.test,
+        optimizer_seed=seeds.optimizer,
         step_seeds=lambda step: step_seeds(seeds.loop, step, 4),
     )
 

@@ -22,7 +22,8 @@ class TrialOptions:
     """What all trials of a benchmark have in common."""
 
     submission: str
-    """A registered name (nadamw), an import path (torch.optim:AdamW), or a file (my_lion.py:Lion)."""
+    """A registered name (nadamw), an import path (torch.optim:AdamW), a file (my_lion.py:Lion), or the folder of an
+    AlgoPerf submission."""
     out: Path = Path("runs")
     """Directory of all runs; the trial gets <out>/<submission>/study_<j>/<workload>_pytorch/trial_<i>."""
     name: str | None = None

@@ -94,9 +94,12 @@ def test_seeds_are_those_that_the_rules_give(write, make_trial):
 
     trial = make_trial(write(RECORDING), max_steps=2)
     trial.run()
-    loop = TrialSeeds.derive(trial.record.summary["seeds"]["trial"], Ruleset.EXTERNAL).loop
-    second = [kwargs["rng"] for name, _, kwargs in record_of(trial) if name == "update"][1]
-    assert tuple(second) == step_seeds(loop, 1, 4)[1]
+    seeds = TrialSeeds.derive(trial.record.summary["seeds"]["trial"], Ruleset.EXTERNAL)
+    given = {name: kwargs.get("rng", args and args[-1]) for name, args, kwargs in record_of(trial)}  # the last of each
+    assert tuple(given["init"]) == seeds.optimizer
+    assert np.asarray(given["update"]).tolist() == list(given["update"])
+    expected = [tuple(given[name]) for name in ("selection", "update", "prepare")]
+    assert expected == step_seeds(seeds.loop, 1, 4)[:3]
 
 
 @pytest.mark.parametrize("has_parameter", [True, False])
