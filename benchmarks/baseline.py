@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from typing import Any
 from algoperf_torch.runner.hardware import cpu_model, usable_cpus
 
 FOLDER = Path(__file__).parent / "results"
-TOLERANCE = 0.3  # two runs on a machine that does nothing else have differed by up to a fifth
+TOLERANCE = 0.3  # other work on the machine moves a ratio by more than that where one side uses more processors
 
 
 def machine_class() -> str:
@@ -82,6 +83,9 @@ def conditions(results: Mapping[str, Any]) -> dict[str, Any]:
         "commit": (results.get("commit_info") or {}).get("id"),
         "processor": cpu_model(),
         "processors": usable_cpus(),
+        "load_average": os.getloadavg()[
+            1
+        ],  # over five minutes: that of the benchmarks, and of whatever ran beside them
         "python": sys.version.split()[0],
         "torch": torch.__version__,
     }
