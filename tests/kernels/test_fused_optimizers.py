@@ -173,12 +173,12 @@ def test_what_the_kernel_cannot_take_is_updated_all_the_same(device):
     results = {}
     for choice in ("default", "reference"):
         registry.choose(choice)
-        params = [torch.nn.Parameter(value.clone(memory_format=torch.preserve_format)) for value in values]
-        params[1].data = values[1].clone().repeat_interleave(2, dim=1)[:, ::2]
+        params = [torch.nn.Parameter(value.to(device, copy=True)) for value in values]
+        params[1].data = values[1].to(device).repeat_interleave(2, dim=1)[:, ::2]
         optimizer = AdamW(params, lr=0.1)
         for param in params:
             param.grad = param.detach().cos()
-        optimizer.step(grad_scale=torch.tensor(0.3))
+        optimizer.step(grad_scale=torch.tensor(0.3, device=device))
         results[choice] = [param.detach() for param in params]
         assert registry.used() == (("adam_",) if choice == "default" else ())
     for ours, theirs in zip(*results.values(), strict=True):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from algoperf_torch.kernels import registry
 from algoperf_torch.kernels.grad_norm import clip_coefficient, fused, reference
 from algoperf_torch.kernels.launch import TensorTable
 
@@ -27,6 +28,13 @@ def test_counters_are_ready_for_the_next_launch(device):
 def test_nothing_to_clip(device):
     for grads in ([], [torch.zeros(0, device=device)]):
         assert [value.item() for value in fused.clip_coefficient(grads, 1.0)] == [0.0, 1.0]
+
+
+def test_other_dtypes_take_the_reference(device, monkeypatch):
+    monkeypatch.setattr(registry, "DEVICES", frozenset({device.type}))
+    grads = [torch.full((4,), 3.0, dtype=torch.float64, device=device)]
+    norm, coefficient = clip_coefficient(grads, 1.0)
+    assert (norm.item(), coefficient.dtype) == (6.0, torch.float64)
 
 
 def test_reference_is_clip_grad_norm_():

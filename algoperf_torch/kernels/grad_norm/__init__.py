@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from algoperf_torch.kernels.grad_norm import reference
-from algoperf_torch.kernels.launch import TensorTable
+from algoperf_torch.kernels.launch import DTYPES, TensorTable
 from algoperf_torch.kernels.registry import runs_fused
 
 
@@ -16,7 +16,8 @@ def clip_coefficient_with_table(
     table: TensorTable | None, grads: Sequence[Tensor], max_norm: float
 ) -> tuple[Tensor, Tensor]:
     """`clip_coefficient` for eager callers that keep a `launch.TensorTable` between updates."""
-    if grads and runs_fused("clip_coefficient", grads[0].device, update=True):
+    takes = grads and {grad.dtype for grad in grads}.issubset(DTYPES)
+    if takes and runs_fused("clip_coefficient", grads[0].device, update=True):
         from algoperf_torch.kernels.grad_norm import fused
 
         return fused.clip_coefficient(grads, max_norm, table)
