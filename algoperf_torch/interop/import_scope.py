@@ -178,8 +178,9 @@ class ImportScope:
                 self._copies.add(".".join(parts[:end]))
 
     def _note_root(self, parts: list[str], location: Path) -> bool:
-        """Whether the name is the submission's own; a folder above that is called like a library is not."""
-        if not _has_code(location) or (len(parts) == 1 and location in (self.folder, *self.folder.parents)):
+        """Whether the name is the submission's own; that of a library is not, though a folder above is called like it."""
+        is_above = len(parts) == 1 and location in (self.folder, *self.folder.parents)
+        if not _has_code(location) or (is_above and find_spec(parts[0]) is not None):
             return False
         self._roots.add(parts[0])
         prefixes = [".".join(parts[:length]) for length in range(1, len(parts))]
