@@ -204,7 +204,13 @@ def bicubic_taps(source: int, target: int) -> tuple[NDArray[np.int64], Float]:
 def normalise(pixels: Tensor) -> Tensor:
     """float32 inputs of the model from pixels [batch, 3, 224, 224] on the scale 0 to 255."""
     mean, std = (255 * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (MEAN, STD))
-    return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)
+    if pixels.device.type != "cpu":
+        return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)
+    # Fresh pages cost more than the arithmetic: NumPy asks the system for large ones, torch does not.
+    normalised = torch.from_numpy(np.empty(pixels.shape, dtype=np.float32))
+    for image, out in zip(pixels, normalised, strict=True):  # one at a time stays in the cache
+        out.copy_(image).sub_(mean).div_(std)
+    return normalised
 
 
 def mixup(inputs: Tensor, targets: Tensor, weight: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
