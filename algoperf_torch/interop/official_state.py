@@ -6,6 +6,7 @@ named tuples and the like are stored as they are. A function or class is not sto
 
 from __future__ import annotations
 
+from collections import deque
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -32,6 +33,8 @@ def pack(value: Any, device: torch.device) -> Any:
         return type(value)(*(pack(item, device) for item in value))
     if type(value) in (tuple, list):
         return type(value)(pack(item, device) for item in value)
+    if isinstance(value, deque):
+        return deque((pack(item, device) for item in value), maxlen=value.maxlen)
     return value
 
 
@@ -53,6 +56,10 @@ def unpack(packed: Any, fresh: Any, device: torch.device, where: str = "optimize
             return fresh
         known = fresh if isinstance(fresh, dict) else {}
         return {key: unpack(item, known.get(key), device, f"{where}[{key!r}]") for key, item in packed.items()}
+    if isinstance(packed, deque):
+        return deque(unpack(list(packed), list(fresh or ()), device, where), maxlen=packed.maxlen)
+    if isinstance(packed, torch.Size):
+        return packed
     if isinstance(packed, tuple | list):
         beside = fresh if isinstance(fresh, tuple | list) and len(fresh) == len(packed) else [None] * len(packed)
         items = [unpack(item, beside[i], device, f"{where}[{i}]") for i, item in enumerate(packed)]

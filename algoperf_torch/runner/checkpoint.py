@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from algoperf_torch.errors import CheckpointError
 FORMAT = 1
 _NAMED_TUPLE = "__named_tuple__"
 _ARRAY = "__numpy__"
+_DEQUE = "__deque__"
 _FILE = re.compile(r"checkpoint_(\d{9})\.pt")
 
 
 def encode(value: Any, where: str) -> Any:
     """`value` as tensors and plain containers. Raises `CheckpointError` naming the key that cannot be stored."""
     if value is None or (isinstance(value, bool | int | float | str) and type(value) in (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.dtype | torch.device | torch.Size):
         return value
     if isinstance(value, Tensor):
         return value.detach()
@@ -41,6 +44,8 @@ def encode(value: Any, where: str) -> Any:
         }
     if type(value) in (tuple, list):
         return type(value)(encode(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, deque):
+        return {_DEQUE: [value.maxlen, *(encode(item, f"{where}[{i}]") for i, item in enumerate(value))]}
     if isinstance(value, dict):
         for key in value:
             if type(key) not in (str, int, tuple, bool):
@@ -50,7 +55,7 @@ def encode(value: Any, where: str) -> Any:
         return {key: encode(item, f"{where}[{key!r}]") for key, item in value.items()}
     raise CheckpointError(
         f"Cannot save {where}: it is a {type(value).__module__}.{type(value).__qualname__}. "
-        "A state_dict may hold tensors, numbers, strings, None, and dicts, lists, tuples and named tuples of these."
+        "A state_dict may hold tensors, numbers, strings, None, and dicts, lists, deques, tuples and named tuples of these."
     )
 
 
@@ -59,6 +64,9 @@ def decode(value: Any, fresh: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {_ARRAY}:
             return value[_ARRAY].numpy()
+        if set(value) == {_DEQUE}:
+            maxlen, *items = value[_DEQUE]
+            return deque(decode(items, list(fresh) if isinstance(fresh, deque) else None, where), maxlen=maxlen)
         if set(value) == {_NAMED_TUPLE}:
             if not (isinstance(fresh, tuple) and hasattr(fresh, "_fields")) or len(fresh) != len(value[_NAMED_TUPLE]):
                 raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, deque, namedtuple
 
 import numpy as np
 import pytest
@@ -303,6 +303,8 @@ def test_state_with_and_without_state_dict_comes_back(tmp_path):
             "several": [Counter(scale), {"inner": Counter(scale + 1)}],
             "buffers": OrderedDict(a=torch.full((2,), float(scale)), b=[torch.zeros(1)]),
             "array": np.arange(scale),
+            "latest": deque([torch.full((1,), float(scale))], maxlen=4),
+            "kinds": (torch.bfloat16, torch.Size([scale])),
             "function": build,
             "scheduler": schedule,
         }
@@ -319,6 +321,8 @@ def test_state_with_and_without_state_dict_comes_back(tmp_path):
     assert restored["several"][1]["inner"].count == 3
     assert restored["buffers"]["a"].tolist() == [2, 2]
     assert restored["array"].tolist() == [0, 1]
+    assert (restored["latest"], restored["latest"].maxlen) == (deque([torch.tensor([2.0])]), 4)
+    assert restored["kinds"] == (torch.bfloat16, torch.Size([2]))
     assert restored["function"] is build
     assert restored["scheduler"] is schedule
 

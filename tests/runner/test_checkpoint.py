@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ def test_state_comes_back_as_it_was(tmp_path):
         "array": np.arange(4, dtype=np.int16),
         "scalar": np.float64(0.1),
         "flag": True,
+        "latest": deque([torch.ones(1), Moments(torch.ones(1), 2)], maxlen=3),
+        "kinds": [torch.bfloat16, torch.Size([2, 3]), torch.device("cpu")],
     }
     path = checkpoint.save(tmp_path, 12, {"identity": {}, "algorithm": state})
     loaded = checkpoint.load(path, identity={})["algorithm"]
@@ -41,6 +43,8 @@ def test_state_comes_back_as_it_was(tmp_path):
     assert back["array"].dtype == np.int16
     assert back["scalar"] == 0.1
     assert back["flag"] is True
+    assert (len(back["latest"]), back["latest"].maxlen, back["latest"][1].count) == (2, 3, 2)
+    assert back["kinds"] == state["kinds"]
 
 
 class Custom:
