@@ -199,9 +199,10 @@ def render(content: dict[str, Any]) -> str:
     """The Markdown between the markers."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(content["versions"].items()))
     rows = content["rows"]
-    dates = sorted(row["date"] for row in rows.values())
+    dates = sorted({row["date"] for row in rows.values()})
+    period = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     lines = [
-        f"{content['machine']}; one thread; {versions}; {' to '.join(sorted({dates[0], dates[-1]}))}; `benchmarks/workloads/table.py`.",
+        f"{content['machine']}; one thread; {versions}; {period}; `benchmarks/workloads/table.py`.",
         "",
         "| workload | scale | parameters | batch | compile s | graph breaks | recompilations | eager s | compiled s | "
         "ratio | peak GB |",
