@@ -333,6 +333,45 @@ def test_host_tensors_stay_where_they_are():
     assert [restored[name].device.type for name in ("kept", "moved")] == ["cpu", "meta"]
 
 
+class LowPrecision(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p, dtype=torch.bfloat16))
+            momentum.lerp_(p.grad.bfloat16(), 0.1)
+
+
+def test_optimizer_state_keeps_its_dtype(tmp_path):
+    """torch casts what it loads to the dtype of the parameters."""
+
+    def build():
+        layer = nn.Linear(3, 1)
+        return layer, {"optimizer": LowPrecision(layer.parameters())}
+
+    layer, state = build()
+    layer(torch.randn(3)).sum().backward()
+    state["optimizer"].step()
+    saved = checkpoint.save(tmp_path, 1, {"algorithm": pack(state, CPU)})
+    other, fresh = build()
+    stored = checkpoint.decode(checkpoint.load(saved, identity={})["algorithm"], pack(fresh, CPU), "algorithm")
+    restored = unpack(stored, fresh, CPU)["optimizer"]
+    for param, twin in zip(layer.parameters(), other.parameters(), strict=True):
+        momentum = restored.state[twin]["momentum"]
+        assert momentum.dtype is torch.bfloat16
+        assert torch.equal(momentum, state["optimizer"].state[param]["momentum"])
+
+
+def test_optimizer_state_in_host_memory_is_noted():
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = LowPrecision([weight])
+    optimizer.state[weight]["start"] = torch.zeros(1)
+    packed = pack(optimizer, torch.device("meta"))
+    assert packed["__on_host__"] == [(0, "start")]
+
+
 def test_an_object_that_the_fresh_state_has_not_is_told():
     with pytest.raises(CheckpointError, match=r"optimizer_state\['late'\]: init_optimizer_state does not make it"):
         unpack(pack({"late": Counter(1)}, CPU), {}, CPU)
