@@ -34,12 +34,9 @@ def test_the_document_shows_what_was_measured(table, content, tmp_path):
     assert copy.read_text() == text
 
 
-def test_the_table_has_every_workload_or_says_that_it_is_missing(table, content):
+def test_the_table_has_every_workload(table, content):
+    assert sorted(content["rows"]) == sorted(table.names())
     assert len(table.names()) == 33
-    assert set(content["rows"]) <= set(table.names())
-    rendered = table.render(content)
-    assert all(name in rendered for name in table.names())
-    assert {spec.base for spec in map(workload_spec, table.names())} <= set(content["rows"])
 
 
 def test_every_model_compiles_once(content):
