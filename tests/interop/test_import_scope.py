@@ -104,6 +104,7 @@ def test_what_had_the_name_before_is_back(repository, monkeypatch):
     _, found = imported(ImportScope(root / "mine" / "submission.py", {}), "part.inner")
     assert found is not inner
     assert (sys.modules["part"], sys.modules["part.inner"]) == (other, inner)
+    monkeypatch.undo()
 
 
 def test_offered_modules_come_before_files(repository):
