@@ -10,6 +10,7 @@ is queued again. Imports no torch; submitit only where something is submitted.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -24,7 +25,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -249,8 +250,7 @@ def _submit_array(
     commands: Mapping[Path, Sequence[str]],
     minutes: int,
 ) -> str:
-    import submitit
-
+    submitit = _submitit()
     key = uuid.uuid4().hex[:12]
     submission = options.out.resolve() / plan.submission.name
     folder = submission / FOLDER / key
@@ -310,6 +310,19 @@ def _submit_array(
         for kind, path in (("out", job.paths.stdout), ("err", job.paths.stderr)):
             _link(directory.with_name(f"slurm_{directory.name}.{kind}"), path)
     return str(jobs[0].job_id).partition("_")[0]
+
+
+def _submitit() -> ModuleType:
+    """The library, without its set-up of logging, which would close the handlers that are there."""
+    given = os.environ.get("SUBMITIT_LOG_LEVEL")
+    os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+    try:
+        return importlib.import_module("submitit")
+    finally:
+        if given is None:
+            del os.environ["SUBMITIT_LOG_LEVEL"]
+        else:
+            os.environ["SUBMITIT_LOG_LEVEL"] = given
 
 
 def _link(link: Path, target: Path) -> None:

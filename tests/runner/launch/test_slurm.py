@@ -507,3 +507,18 @@ def test_real_trials_go_on_after_preemption(tmp_path, source, algoperf):
     assert len(read_attempts(first)) == 2
     assert [attempt["status"] for attempt in read_attempts(second)] == ["preempted", "preempted", "budget_exhausted"]
     assert {attempt["slurm_job"] for attempt in read_attempts(second)} == {jobs[1]}
+
+
+def test_the_library_leaves_logging_alone():
+    """In a fresh process: in this one it is there already."""
+    code = """
+import logging
+from algoperf_torch.runner.launch import slurm
+closed = []
+handler = logging.NullHandler()
+handler.close = lambda: closed.append(True)
+slurm._submitit()
+print(len(closed), len(logging.getLogger("submitit").handlers))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["0", "0"]
