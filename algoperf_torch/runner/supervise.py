@@ -127,6 +127,11 @@ def kill_processes(token: str, main: subprocess.Popen[bytes]) -> None:
             return
 
 
+def compiler_caches(folder: Path) -> dict[str, str]:
+    """The environment in which a trial keeps all compiled code in a folder of its own."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
 def is_locked(directory: Path) -> bool:
     """Whether a process is running the trial of this directory: it holds a lock as long as it lives."""
     try:

@@ -58,6 +58,7 @@ from algoperf_torch.runner.supervise import (
     begin_attempt,
     close,
     close_abandoned,
+    compiler_caches,
     is_locked,
     output_file,
     read_attempts,
@@ -401,7 +402,7 @@ def _probe(
 
 def _compiler_caches(plan: Plan, folder: Path) -> dict[str, str]:
     """Where all compilation is charged, a trial must not profit from what an earlier one has compiled."""
-    return {"TORCHINDUCTOR_CACHE_DIR": str(folder)} if plan.version.protocol.compile_policy == "fresh" else {}
+    return compiler_caches(folder) if plan.version.protocol.compile_policy == "fresh" else {}
 
 
 # ---------------------------------------------------------------------------------------------------------- the trials

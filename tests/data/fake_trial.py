@@ -42,7 +42,7 @@ summary = {
     "resumed": resumed,
     "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
     "processors": sorted(os.sched_getaffinity(0)),
-    "compiler_cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR"),
+    "compiler_caches": [os.environ.get(name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")],
 }
 write_json(directory / "trial.json", summary)
 

@@ -42,6 +42,7 @@ from algoperf_torch.runner.supervise import (
     adopt_orphans,
     begin_attempt,
     close,
+    compiler_caches,
     is_locked,
     output_file,
 )
@@ -382,7 +383,7 @@ class SupervisedTrial:
                 self.directory,
                 output_file(self.directory),
                 hang_timeout=self.hang_timeout,
-                environment={"TORCHINDUCTOR_CACHE_DIR": cache} if self.own_compiler_cache else {},
+                environment=compiler_caches(Path(cache)) if self.own_compiler_cache else {},
                 ignored_signals=_WARNINGS,  # SLURM sends them to every process; the trial hears of it from here
             )
             while (ended := watched.poll()) is None:
