@@ -269,7 +269,7 @@ def test_killed_under_the_real_clock_time_never_goes_back_and_no_row_is_lost(tmp
     ids=["one rank", "one rank, warned by a batch system", "two ranks"],
 )
 def test_a_request_to_stop_saves_and_exits_with_its_own_status(tmp_path, launcher, number):
-    arguments = [*DIGITS, "--eval-period", "0.5", "--max-steps", "100000", "--budget", "300s", "--out", str(tmp_path)]
+    arguments = [*DIGITS, *endless(tmp_path), "--eval-period", "0.5", "--budget", "300s", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [*launcher, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
     )
@@ -324,7 +324,7 @@ def test_the_failure_of_another_rank_is_told_by_rank_zero(tmp_path):
 
 
 def test_two_processes_cannot_run_one_trial(tmp_path):
-    arguments = [*DIGITS, "--max-steps", "100000", "--budget", "300s", "--out", str(tmp_path)]
+    arguments = [*DIGITS, *endless(tmp_path), "--budget", "300s", "--out", str(tmp_path)]
     first = subprocess.Popen([*RUN, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_training(lambda: first.poll() is None, tmp_path)
