@@ -41,7 +41,7 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
     console.print(
         Text(
             f"Version {printable(result.version.name)}, {result.ruleset.value} ruleset, {result.rule.value} rule: "
-            f"{len(result.logs.trials):,} trials, {result.num_base} workloads"
+            f"{_count(len(result.logs.trials), 'trial')}, {_count(result.num_base, 'workload')}"
             + (f", budgets x {multiplier:g}" if multiplier != 1 else "")
         )
     )
@@ -101,7 +101,7 @@ def print_result(result: ScoreResult, console: Console | None = None) -> None:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def ranking_table(result: ScoreResult) -> Table:

@@ -342,7 +342,7 @@ class TestCommand:
         monkeypatch.setenv("COLUMNS", "140")
         assert cli.main(["score", str(runs)]) == 0
         out = capsys.readouterr().out
-        assert "Version local, external ruleset, official rule: 5 trials, 1 workloads" in out
+        assert "Version local, external ruleset, official rule: 5 trials, 1 workload" in out
         assert out.index("fast") < out.index("slow") < out.index("never")
         assert "not reached" in out
         assert "The ranking says nothing about others" in out.replace("the ranking", "The ranking")
