@@ -19,11 +19,18 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 WIDTH = 118  # characters
+CLEAR = "\x1b[2K"  # of the line that the cursor stands on
+UP_AND_CLEAR = "\x1b[1A" + CLEAR
 
 
 def main(source: Path, target: Path) -> None:
-    raw = source.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
-    lines = [line for line in raw.split("\n") if not re.match(r"Script (started|done)", line)]
+    raw = source.read_bytes().decode(errors="replace").replace("\r\n", "\n")
+    lines: list[str] = []
+    for line in raw.split("\n"):
+        for _ in range(line.count(UP_AND_CLEAR)):  # a progress bar takes itself away
+            lines.pop()
+        if not re.match(r"Script (started|done)", line):
+            lines.append(line.rpartition(CLEAR)[2])
     text = Text.from_ansi("\n".join(lines).strip("\n"))
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(text, soft_wrap=False, highlight=False)
