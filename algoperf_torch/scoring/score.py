@@ -495,13 +495,15 @@ def _require_complete(logs: Logs, version: BenchmarkVersion, ruleset: Ruleset, w
 
 
 def _flags(logs: Logs) -> dict[tuple[str, str], tuple[FlagCount, ...]]:
-    """Flags of one name together, whatever their reasons (each rank of a trial may raise its own)."""
+    """Flags of one name together, whatever their reasons (each rank of a trial may raise its own); a void one is shown."""
     found: dict[tuple[str, str], dict[str, FlagCount]] = defaultdict(dict)
     for trial in logs.trials:
         told = found[trial.submission, trial.workload]
-        for name, flag in {flag.name: flag for flag in trial.record.flags}.items():
+        for name in dict.fromkeys(flag.name for flag in trial.record.flags):
             before = told.get(name)
-            told[name] = FlagCount(flag, 1) if before is None else FlagCount(before.flag, before.trials + 1)
+            flags = [flag for flag in trial.record.flags if flag.name == name]
+            gravest = max([before.flag, *flags] if before else flags, key=lambda flag: flag.severity == "void")
+            told[name] = FlagCount(gravest, 1 + (before.trials if before else 0))
     return {key: tuple(flags.values()) for key, flags in found.items() if flags}
 
 

@@ -240,6 +240,15 @@ class TestOwnRuns:
         (told,) = score_runs([tmp_path]).flags["alpha", "digits"]
         assert (told.flag.name, told.trials) == ("calibration", 2)
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_of_flags_of_one_name_the_void_one_is_shown(self, tmp_path, write_reached, own_record, order):
+        warned = {"name": "data_stall", "reason": "12 % of the time", "severity": "warn"}
+        voided = {"name": "data_stall", "reason": "60 % of the time", "severity": "void"}
+        for study, flags in enumerate([[warned], [warned, voided][::order]][::order]):
+            write_reached(tmp_path, "alpha", study, "digits", 1, 10.0, record=own_record(validity={"flags": flags}))
+        (told,) = score_runs([tmp_path]).flags["alpha", "digits"]
+        assert (told.flag.reason, told.flag.severity, told.trials) == ("60 % of the time", "void", 2)
+
     @pytest.mark.parametrize(
         ("what", "change"),
         [
