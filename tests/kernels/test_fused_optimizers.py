@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def tiny():
     return module
 
 
-@pytest.mark.skipif("ALGOPERF_TEST_DEVICE" in __import__("os").environ, reason="the tiny trial is one of the CPU")
+@pytest.mark.skipif("ALGOPERF_TEST_DEVICE" in os.environ, reason="the tiny trial is one of the CPU")
 class TestTrial:
     def train(self, tiny, algorithm_class, choice: str, hyperparameters: dict):
         registry.choose(choice)
