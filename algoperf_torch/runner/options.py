@@ -53,8 +53,8 @@ class TrialOptions:
     """Ends the trial after so many steps, with a last evaluation."""
     micro_batch: int | None = None
     """Examples per rank in one pass: the same global batch on a small device."""
-    model_scale: Literal["full", "test"] = "full"
-    """`test` shrinks the model but keeps every code path; never ranked."""
+    model_scale: Literal["full", "test", "mini"] = "full"
+    """`test` shrinks the model but keeps every code path, `mini` to what learns on two CPU cores; never ranked."""
     compile: bool = True
     """Compile model and loss with torch.compile (full graph)."""
     kernels: Literal["default", "fused", "reference"] = "default"

@@ -16,7 +16,7 @@ from algoperf_torch.data.packed import Packed
 from algoperf_torch.data.stream import map_tensors
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 
-ModelScale = Literal["full", "test"]
+ModelScale = Literal["full", "test", "mini"]
 
 
 class Workload(ABC):
@@ -24,7 +24,8 @@ class Workload(ABC):
 
     A variant is another `spec` with other model options, never a subclass. Nothing is opened or read by the constructor;
     `open` does that and raises `DataError` for data that are missing or altered. Model scale "test" shrinks the model, and
-    lengths and batch sizes where they cost much, without skipping any code path: for tests and trials on a laptop.
+    lengths and batch sizes where they cost much, without skipping any code path: for tests and a first look. Scale "mini"
+    is as small, but chosen to learn generated data within seconds on two CPU cores: for the mini benchmark.
     """
 
     prefetch_depth: ClassVar[int] = (
