@@ -8,9 +8,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from algoperf_torch.errors import HyperparameterError
 
@@ -33,6 +33,8 @@ class Split(enum.StrEnum):
         """Prefix of this split's metrics in the logs: a sample of the training split is logged as `train`."""
         return "train" if self is Split.EVAL_TRAIN else self.value
 
+
+ModelScale = Literal["full", "test", "mini"]
 
 EVALUATION_SPLITS = (Split.EVAL_TRAIN, Split.VALIDATION, Split.TEST)
 
@@ -144,6 +146,20 @@ class WorkloadSpec:
             Split.VALIDATION: self.num_validation,
             Split.TEST: self.num_test,
         }[split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How synthetic data were made: equal ones give equal examples."""
+
+    examples: int  # of the training split, as asked for; the other splits follow from it
+    seed: int = 0
+    generator: int = 1  # version of the dataset's generator
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the generator, other than its defaults
+
+    def __str__(self) -> str:
+        settings = "".join(f", {name} {value}" for name, value in sorted(self.settings.items()))
+        return f"{self.examples:,} generated examples, seed {self.seed}, generator {self.generator}{settings}"
 
 
 class LossOutput(NamedTuple):

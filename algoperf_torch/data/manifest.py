@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from algoperf_torch.errors import DataError, UsageError
-from algoperf_torch.spec import Split, WorkloadSpec
+from algoperf_torch.spec import Generation, Split, WorkloadSpec
 
 MANIFEST = "manifest.json"
 
@@ -56,6 +56,7 @@ class Manifest:
     examples: dict[str, int]
     files: tuple[FileRecord, ...]
     synthetic: bool = False  # written by `algoperf data synth`, or prepared from such data
+    generation: Generation | None = None  # how synthetic data were made
     preparation: int = 1  # version of the code that wrote the folder
     facts: dict[str, Any] = field(default_factory=dict)  # what else the dataset's reader needs to know
 
@@ -118,7 +119,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         files = tuple(FileRecord(**record) for record in raw.pop("files"))
-        manifest = Manifest(**raw, files=files)
+        made = raw.pop("generation", None)
+        manifest = Manifest(**raw, files=files, generation=None if made is None else Generation(**made))
         examples: Mapping[Any, Any] = manifest.examples
         if not all(isinstance(number, int) and number >= 0 for number in examples.values()):
             raise TypeError("numbers of examples")  # noqa: TRY301 - reported like every other malformation

@@ -335,7 +335,7 @@ def pack(
     dataset: str,
     preparation: int,
     settings: Mapping[str, Any],
-    synthetic: bool = False,
+    described: Manifest | None = None,
     workers: int = 1,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -344,7 +344,8 @@ def pack(
 
     Args:
         fill: writes assets and parts through `Packing` and returns the dataset's own facts for the manifest.
-        dataset, preparation, synthetic: as in `Manifest`.
+        dataset, preparation: as in `Manifest`.
+        described: manifest of the raw files, if they have one; what it says of synthetic data holds for the packed ones.
         settings: what the result depends on (raw files, options), as JSON values. A preparation that was interrupted is
             continued if it had the same settings, and begun anew otherwise; a finished one is left alone.
         workers: processes that write parts.
@@ -369,7 +370,7 @@ def pack(
         _begin(partial, settings)
         packing = Packing(partial, workers=workers, progress=progress)
         facts = fill(packing)
-        manifest = _manifest(packing, dataset, preparation, synthetic, {**facts, "settings": settings})
+        manifest = _manifest(packing, dataset, preparation, described, {**facts, "settings": settings})
         shutil.rmtree(partial / JOURNAL)
         _remove_scratch(partial, packing.parts)
         (partial / SETTINGS).unlink()
@@ -416,7 +417,9 @@ def _lock(partial: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _manifest(packing: Packing, dataset: str, preparation: int, synthetic: bool, facts: Mapping[str, Any]) -> Manifest:
+def _manifest(
+    packing: Packing, dataset: str, preparation: int, described: Manifest | None, facts: Mapping[str, Any]
+) -> Manifest:
     examples: dict[str, int] = {}
     for part in packing.parts:
         examples[part.split] = examples.get(part.split, 0) + part.examples
@@ -427,7 +430,8 @@ def _manifest(packing: Packing, dataset: str, preparation: int, synthetic: bool,
         dataset=dataset,
         examples=examples,
         files=tuple(files),
-        synthetic=synthetic,
+        synthetic=described is not None and described.synthetic,
+        generation=None if described is None else described.generation,
         preparation=preparation,
         facts={**facts, "parts": parts},
     )

@@ -23,7 +23,7 @@ from algoperf_torch.runner.record import read_json, read_rows
 from algoperf_torch.runner.seeds import TrialSeeds, draw_trial_seed
 from algoperf_torch.runner.status import Status
 from algoperf_torch.spec import Ruleset, Target
-from algoperf_torch.versions import BenchmarkVersion, load_version
+from algoperf_torch.versions import DEFAULT_VERSION, BenchmarkVersion, load_version
 
 SCHEMA = Path(__file__).with_name("trial.schema.json")
 SLACK = 0.05  # seconds: clocks are read one after the other
@@ -446,20 +446,29 @@ def check_official(trial: Trial) -> None:
         trial.invalid(f"the machine is not the one of version {version.name}: {', '.join(failed)}")
     if not trial.get("supervised"):
         trial.invalid(f"version {version.name} is official and the trial ran without a supervisor (`algoperf tune`)")
+
+
+def check_conditions(trial: Trial) -> None:
+    """Every version but `local` fixes how a trial is run."""
+    version = _version(trial)
+    if version.name == DEFAULT_VERSION:
+        return
     if trial.get("clock") != "real":
         trial.invalid(f"the clock was {trial.get('clock')!r}")
     if trial.get("compile_policy") != version.protocol.compile_policy:
         trial.invalid(
             f"compile policy {trial.get('compile_policy')}; the version has {version.protocol.compile_policy}"
         )
-    for name, default in (("budget", None), ("eval_period", None), ("model_scale", "full"), ("max_steps", None)):
-        if trial.get("options", name, default=default) != default:
+    fixed = {"budget": None, "eval_period": None, "model_scale": version.model_scale, "max_steps": None}
+    for name, value in fixed.items():
+        if trial.get("options", name, default=value) != value:
             trial.invalid(f"--{name.replace('_', '-')} {trial.get('options', name)} changes the rules")
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_place, check_end, check_guards, check_columns, check_order, check_sum_of_parts, check_intervals,
     check_arithmetic_floor, check_budget, check_targets, check_seeds, check_files, check_source, check_official,
+    check_conditions,
 )  # fmt: skip
 
 # ---------------------------------------------------------------- trials against each other

@@ -36,7 +36,7 @@ from algoperf_torch.runner.build import (
     share_place,
     trial_seed,
 )
-from algoperf_torch.runner.options import RunOptions, budget_of
+from algoperf_torch.runner.options import RunOptions, budget_of, settled
 from algoperf_torch.runner.progress import Console
 from algoperf_torch.runner.record import TrialRecord, read_json, write_json
 from algoperf_torch.runner.status import Phase, Status, is_void
@@ -69,7 +69,10 @@ def execute(options: RunOptions) -> int:
     """
     version = load_version(options.version)
     version.terms(options.workload)
-    workload = build_workload(options.workload, options.data_dir, model_scale=options.model_scale)
+    options = settled(options, version)
+    workload = build_workload(
+        options.workload, options.data_dir, model_scale=options.model_scale or version.model_scale
+    )
     workload.reference_devices = version.protocol.batch_norm_groups
     stop = StopRequest()
     requests = [signal.SIGTERM, signal.SIGINT]
@@ -100,7 +103,7 @@ def execute(options: RunOptions) -> int:
         submission.algorithm.check_hyperparameters(hyperparameters)
         budget_of(options, version)  # a mistake in it is told before anything starts
         batch_size = batch_size_of(workload, submission.algorithm.batch_sizes, ranks, options.micro_batch)
-        _open(workload, ranks)
+        _open(workload, version, ranks)
         place = share_place(options, submission.name, ranks)
         parts = Parts(options, version, workload, submission, hyperparameters, batch_size, ranks, place, guards)
         saved = checkpoint.load(place.checkpoint, identity=identity(parts)) if place.checkpoint else None
@@ -131,11 +134,12 @@ def set_numerics(options: RunOptions, version: BenchmarkVersion) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _open(workload: Workload, ranks: distributed.Ranks) -> None:
+def _open(workload: Workload, version: BenchmarkVersion, ranks: distributed.Ranks) -> None:
     """Opens the data on every rank; where one fails, all do."""
     error: AlgoPerfError | None = None
     try:
         workload.open()
+        _require_data(workload, version)
     except AlgoPerfError as caught:
         error = caught
     (failed,) = ranks.maximum(float(error is not None))
@@ -143,6 +147,16 @@ def _open(workload: Workload, ranks: distributed.Ranks) -> None:
         raise error
     if failed:
         raise DataError("Another rank cannot open the data; its message is above.")
+
+
+def _require_data(workload: Workload, version: BenchmarkVersion) -> None:
+    """Raises `DataError` where the version has data of its own and the workload was opened on others."""
+    wanted, found = version.data.get(workload.spec.dataset), workload.generation
+    if wanted is not None and found != wanted:
+        raise DataError(
+            f"{workload.folder()} holds {found or 'other data'}; version {version.name} has {wanted}. "
+            f"Make them: algoperf data generate --version {version.name} --out DIR"
+        )
 
 
 def _train(parts: Parts, saved: Mapping[str, Any] | None, stop: StopRequest) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +13,8 @@ import tyro
 
 from algoperf_torch.errors import LogError, UsageError
 from algoperf_torch.runner.record import read_json
-from algoperf_torch.spec import Ruleset
-from algoperf_torch.versions import DEFAULT_VERSION, BenchmarkVersion
+from algoperf_torch.spec import ModelScale, Ruleset
+from algoperf_torch.versions import DEFAULT_VERSION, BenchmarkVersion, load_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TrialOptions:
     data_dir: Path | None = None
     """Directory of the prepared data; workloads with embedded data need none."""
     version: str = DEFAULT_VERSION
-    """Benchmark version: v0.5, v0.6, v1.0, local, or the path of a TOML file."""
+    """Benchmark version: v0.5, v0.6, v1.0, mini, local, or the path of a TOML file."""
     ruleset: Annotated[Ruleset, tyro.conf.EnumChoicesFromValues] = Ruleset.EXTERNAL
     """Tuning ruleset: external (hyperparameters from a search space) or self (none)."""
     hparams: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
@@ -53,10 +53,11 @@ class TrialOptions:
     """Ends the trial after so many steps, with a last evaluation."""
     micro_batch: int | None = None
     """Examples per rank in one pass: the same global batch on a small device."""
-    model_scale: Literal["full", "test", "mini"] = "full"
-    """`test` shrinks the model but keeps every code path, `mini` to what learns on two CPU cores; never ranked."""
+    model_scale: ModelScale | None = None
+    """`test` shrinks the model but keeps every code path, `mini` to what learns on two CPU cores. Default: the version's,
+    which is the only one that is ranked."""
     compile: bool = True
-    """Compile model and loss with torch.compile (full graph)."""
+    """Compile model and loss with torch.compile (full graph), unless the version compiles nothing."""
     kernels: Literal["default", "fused", "reference"] = "default"
     """On CUDA devices: `default` updates parameters by the package's kernels and takes those of data and model paths that
     were measured to win, `fused` takes all of them, `reference` none."""
@@ -87,8 +88,10 @@ class TrialOptions:
         if self.name is not None and not re.fullmatch(r"[\w.+=-]+", self.name):
             raise UsageError(f"--name {self.name!r}: use letters, digits, and . _ + = - only; it names a directory.")
         if self.version != "local" and not self.version.endswith(".toml"):
-            for name, default in _LOCAL_ONLY.items():
-                if getattr(self, name) != default:
+            version = load_version(self.version)
+            fixed = {**_LOCAL_ONLY, "model_scale": version.model_scale}
+            for name, value in fixed.items():
+                if getattr(self, name) not in (None, value):
                     flag = f"--{name.replace('_', '-')}"
                     raise UsageError(
                         f"{flag} changes the rules and needs --version local; version {self.version} fixes them."
@@ -120,7 +123,16 @@ class RunOptions(TrialOptions):
             raise UsageError(f"--trial {self.trial}: trials are numbered from 1.")
 
 
-_LOCAL_ONLY = {"budget": None, "eval_period": None, "clock": "real", "model_scale": "full", "micro_batch": None}
+_LOCAL_ONLY = {"budget": None, "eval_period": None, "clock": "real", "micro_batch": None}
+
+
+def settled(options: RunOptions, version: BenchmarkVersion) -> RunOptions:
+    """The options with what the version decides: the scale of the model where none is chosen, and whether to compile."""
+    return replace(
+        options,
+        model_scale=options.model_scale or version.model_scale,
+        compile=options.compile and version.protocol.compile_policy != "off",
+    )
 
 
 @dataclass(frozen=True)

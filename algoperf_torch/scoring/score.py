@@ -274,7 +274,7 @@ def score_logs(
         raise LogError(f"No trials in {', '.join(map(str, logs.roots))}: there are studies, but nothing in them.")
     version = _version_of(logs, version, warnings, mixed=mixed)
     ruleset = _ruleset_of(logs, ruleset, warnings)
-    _check_conditions(logs, warnings, mixed=mixed)
+    _check_conditions(logs, version, warnings, mixed=mixed)
     warnings += difference_in_kernels(logs)
     logs = _check_workloads(logs, version)
     base, held_out = _scored_workloads(logs, version)
@@ -387,15 +387,18 @@ def _ruleset_of(logs: Logs, ruleset: Ruleset | str | None, warnings: list[str]) 
     return Ruleset.EXTERNAL if tuned else Ruleset.SELF
 
 
-def _check_conditions(logs: Logs, warnings: list[str], *, mixed: bool) -> None:
+def _check_conditions(logs: Logs, version: BenchmarkVersion, warnings: list[str], *, mixed: bool) -> None:
     """Runs that differ in hardware or in how they were made are not ranked together."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for trial in logs.trials:
         for name, value in trial.record.conditions:
             found[name][value].add(trial.submission)
     for name, values in found.items():
-        if name == "model scale" and set(values) - {"full"}:
-            warnings.append("Runs with --model-scale test: their times mean nothing and are not to be ranked.")
+        if name == "model scale" and (other := sorted(set(values) - {version.model_scale})):
+            warnings.append(
+                f"Runs with --model-scale {', '.join(other)}: version {version.name} has {version.model_scale} models; these "
+                "times mean nothing and are not to be ranked."
+            )
         if len(values) < 2:
             continue
         listed = "; ".join(f"{value} ({_some(sorted(who))})" for value, who in sorted(values.items()))

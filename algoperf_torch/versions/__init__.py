@@ -18,7 +18,7 @@ from types import UnionType
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from algoperf_torch.errors import UnknownNameError, UsageError
-from algoperf_torch.spec import Ruleset, Target, higher_is_better
+from algoperf_torch.spec import Generation, ModelScale, Ruleset, Target, higher_is_better
 
 VERSION_FILES = Path(__file__).parent
 DEFAULT_VERSION = "local"
@@ -34,7 +34,9 @@ class Protocol:
     stop_at: Literal["validation", "both"]  # whether a trial goes on to the test target
     end_on_divergence: bool  # whether a metric that is not a number ends the trial
     step_limit_hints: float | None = None  # step limit in multiples of the step hint (times the ruleset's multiplier)
-    compile_policy: Literal["fresh", "prewarmed"]  # whether compiling the harness's own graphs is charged
+    compile_policy: Literal[
+        "fresh", "prewarmed", "off"
+    ]  # whether compiling the harness's own graphs is charged; off: not done
     batch_norm_groups: int  # groups of the global batch that are normalised each by its own statistics
     page_cache: Literal["any", "warm", "cold"]  # the operating system's cache of the data files before the clock
 
@@ -120,6 +122,8 @@ class BenchmarkVersion:
     base_workloads: tuple[str, ...]  # those that count for the score, in the version's order
     held_out_workloads: tuple[str, ...] = ()
     score_over: Literal["listed", "present"] = "listed"  # a score is a mean over all base workloads, or those with logs
+    model_scale: ModelScale = "full"
+    data: Mapping[str, Generation] = field(default_factory=dict)  # by dataset: generated data in place of the published
     workloads: Mapping[str, WorkloadTerms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -175,10 +179,11 @@ _PARTS: dict[str, type[Any]] = {"protocol": Protocol, "tuning": Tuning, "hardwar
 def _build_version(path: Path) -> BenchmarkVersion:
     raw = _read(path, ())
     where = f"Version file {path}"
-    tables = raw.pop("workloads", {})
-    for key, table in {"workloads": tables, **tables}.items():
-        if not isinstance(table, dict):
-            raise UsageError(f"{where}: {key} is {table!r}. Write tables: [workloads.<name>].")
+    tables, data = raw.pop("workloads", {}), raw.pop("data", {})
+    for kind, found, name in (("workloads", tables, "name"), ("data", data, "dataset")):
+        for key, table in {kind: found, **(found if isinstance(found, dict) else {})}.items():
+            if not isinstance(table, dict):
+                raise UsageError(f"{where}: {key} is {table!r}. Write tables: [{kind}.<{name}>].")
     workloads: dict[str, WorkloadTerms] = {}
     for key, table in tables.items():
         base = {}
@@ -193,6 +198,7 @@ def _build_version(path: Path) -> BenchmarkVersion:
     parts = {key: _build(part, raw.pop(key, {}), f"{where}, [{key}]") for key, part in _PARTS.items()}
     if raw.get("base_workloads") == "all":
         raw["base_workloads"] = list(workloads)
+    parts["data"] = {key: _build(Generation, table, f"{where}, [data.{key}]") for key, table in data.items()}
     version: BenchmarkVersion = _build(BenchmarkVersion, {**raw, **parts, "workloads": workloads}, where)
     return version
 

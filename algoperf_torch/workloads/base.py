@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from algoperf_torch.data.datasets import check_folder, dataset_folder
 from algoperf_torch.data.manifest import with_manifest
 from algoperf_torch.data.packed import Packed
 from algoperf_torch.data.stream import map_tensors
-from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
-
-ModelScale = Literal["full", "test", "mini"]
+from algoperf_torch.spec import Batch, Generation, LossOutput, Split, WorkloadSpec
+from algoperf_torch.spec import ModelScale as ModelScale
 
 
 class Workload(ABC):
@@ -39,6 +38,7 @@ class Workload(ABC):
         self.data_dir = data_dir
         self.model_scale = model_scale
         self.synthetic_data = False  # set by `open_folder`: results on generated data are no results of the benchmark
+        self.generation: Generation | None = None  # how they were made
 
     def open(self) -> None:
         """Opens the data and checks them. Raises `DataError`."""
@@ -56,14 +56,14 @@ class Workload(ABC):
         folder, manifest = self.folder(), check_folder(self.data_dir, self.spec.dataset, sums=sums)
         if manifest is not None:
             self.spec = with_manifest(self.spec, manifest)
-            self.synthetic_data = manifest.synthetic
+            self.synthetic_data, self.generation = manifest.synthetic, manifest.generation
         return folder
 
     def open_packed(self, *, preparation: int) -> Packed:
         """The prepared data in `folder`, checked; otherwise like `open_folder`. Raises `DataError`."""
         packed = Packed.open(self.folder(), dataset=self.spec.dataset, preparation=preparation)
         self.spec = with_manifest(self.spec, packed.manifest)
-        self.synthetic_data = packed.manifest.synthetic
+        self.synthetic_data, self.generation = packed.manifest.synthetic, packed.manifest.generation
         return packed
 
     def evaluation_files(self) -> list[Path]:

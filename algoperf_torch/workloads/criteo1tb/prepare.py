@@ -54,7 +54,7 @@ def prepare(
         dataset="criteo1tb",
         preparation=PREPARATION,
         settings={"raw": source_files(paths, raw), "piece_lines": piece_lines},
-        synthetic=synthetic,
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,

@@ -21,7 +21,6 @@ from algoperf_torch.errors import DataError
 from algoperf_torch.spec import Split
 from algoperf_torch.workloads.fastmri.data import (
     CROP,
-    KSPACE_HEIGHT,
     Complex,
     Float,
     columns,
@@ -47,24 +46,26 @@ def prepare(
     files = {Split.TRAIN: train, Split.VALIDATION: val[:half], Split.TEST: val[half:]}
     if not files[Split.TEST]:
         raise DataError(f"{val[0].parent} holds one volume; validation and test need at least one each.")
+    described = read_manifest(raw)
+    made = described.generation if described is not None else None
+    crop = int(made.settings.get("crop", CROP)) if made is not None else CROP  # generated slices may be smaller
     jobs = [
-        Job(split, f"part_{start // VOLUMES_PER_PART:03d}", (split, paths[start : start + VOLUMES_PER_PART]))
+        Job(split, f"part_{start // VOLUMES_PER_PART:03d}", (split, paths[start : start + VOLUMES_PER_PART], crop))
         for split, paths in files.items()
         for start in range(0, len(paths), VOLUMES_PER_PART)
     ]
 
     def fill(packing: Packing) -> Mapping[str, Any]:
         packing.run(jobs, write_part)
-        return {}
+        return {"crop": crop}
 
-    synthetic = read_manifest(raw)
     return pack(
         out,
         fill,
         dataset=DATASET,
         preparation=PREPARATION,
-        settings={"files": source_files([*train, *val], raw)},
-        synthetic=synthetic is not None and synthetic.synthetic,
+        settings={"files": source_files([*train, *val], raw), "crop": crop},
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,
@@ -82,11 +83,11 @@ def volumes(raw: Path, names: Sequence[str]) -> list[Path]:
     raise DataError(f"{raw} holds no folder {' or '.join(names)}. Unpack the owner's archives there.")
 
 
-def write_part(writer: PartWriter, source: tuple[Split, Sequence[Path]]) -> None:
-    split, paths = source
+def write_part(writer: PartWriter, source: tuple[Split, Sequence[Path], int]) -> None:
+    split, paths, crop = source
     for path in paths:
-        for kspace, target, volume_max in read_volume(path):
-            measured = columns(kspace)
+        for kspace, target, volume_max in read_volume(path, crop):
+            measured = columns(kspace, crop)
             writer.append("volume_max", np.array([volume_max], dtype=np.float32))
             if split is Split.TRAIN:
                 writer.append_ragged("columns", measured, np.array([len(measured)]))
@@ -100,19 +101,19 @@ def write_part(writer: PartWriter, source: tuple[Split, Sequence[Path]]) -> None
             writer.append("std", np.array([example.std], dtype=np.float32))
 
 
-def read_volume(path: Path) -> Iterator[tuple[Complex, Float, float]]:
-    """k-space [640, width], target image [320, 320] and the volume's maximum, for every slice. Raises `DataError`."""
+def read_volume(path: Path, crop: int = CROP) -> Iterator[tuple[Complex, Float, float]]:
+    """k-space [2 crop, width], target image [crop, crop] and the volume's maximum, for every slice. Raises `DataError`."""
     try:
         with h5py.File(path, "r") as file:
             kspace, target = (_dataset(file, name, path) for name in ("kspace", "reconstruction_esc"))
             slices = kspace.shape[0]
-            _check_shape(path, "kspace", kspace, (slices, KSPACE_HEIGHT, None), "complex64")
-            _check_shape(path, "reconstruction_esc", target, (slices, CROP, CROP), "float32")
+            _check_shape(path, "kspace", kspace, (slices, 2 * crop, None), "complex64")
+            _check_shape(path, "reconstruction_esc", target, (slices, crop, crop), "float32")
             volume_max = float(file.attrs.get("max", 0.0))
-            if slices == 0 or not np.isfinite(volume_max) or kspace.shape[2] < CROP:
+            if slices == 0 or not np.isfinite(volume_max) or kspace.shape[2] < crop:
                 raise DataError(
                     f"{path}: {slices} slices of width {kspace.shape[2]}, maximum {volume_max}; expected at least one "
-                    f"slice, width {CROP} or more, a finite maximum. Get the file again."
+                    f"slice, width {crop} or more, a finite maximum. Get the file again."
                 )
             for number in range(slices):
                 pair = kspace[number], target[number]

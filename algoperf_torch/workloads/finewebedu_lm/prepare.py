@@ -92,7 +92,7 @@ def prepare(
         dataset="finewebedu_lm",
         preparation=PREPARATION,
         settings={"raw": source_files(paths, raw), "tokenizer": source_files(files, given.parent)},
-        synthetic=described is not None and described.synthetic,
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,

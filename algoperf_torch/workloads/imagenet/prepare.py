@@ -71,7 +71,7 @@ def prepare(
         dataset=DATASET,
         preparation=PREPARATION,
         settings={"images": _fingerprint([*(entry for images in by_class for entry in images), *validation], raw)},
-        synthetic=described is not None and described.synthetic,
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,

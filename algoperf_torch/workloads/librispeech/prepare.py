@@ -77,14 +77,14 @@ def prepare(
         packing.run(jobs, write_part)
         return {"utterances": counts, "kept": sum(part.examples for part in packing.parts)}
 
-    synthetic = read_manifest(raw)
+    described = read_manifest(raw)
     return pack(
         out,
         fill,
         dataset=DATASET,
         preparation=PREPARATION,
         settings={"transcripts": hashlib.sha256(stamp.encode()).hexdigest()},
-        synthetic=synthetic is not None and synthetic.synthetic,
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,

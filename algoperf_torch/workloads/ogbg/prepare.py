@@ -61,7 +61,7 @@ def prepare(
         dataset="ogbg",
         preparation=PREPARATION,
         settings={"raw": source_files([*tables.values(), *splits.values()], root)},
-        synthetic=described is not None and described.synthetic,
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,

@@ -117,7 +117,7 @@ def prepare(
         dataset="wmt",
         preparation=PREPARATION,
         settings=settings,
-        synthetic=synthetic,
+        described=described,
         workers=workers,
         overwrite=overwrite,
         progress=progress,
