@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy import fft
 
 CROP = 320  # pixels of the square image
-KSPACE_HEIGHT = 640
 ACCELERATION = 4
 CENTER_FRACTION = 0.08
 LIMIT = 6.0  # normalised pixels are clipped to plus and minus this

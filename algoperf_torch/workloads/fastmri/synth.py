@@ -9,19 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from algoperf_torch.errors import UsageError
 from algoperf_torch.spec import Split
-from algoperf_torch.workloads.fastmri.data import CROP, KSPACE_HEIGHT
+from algoperf_torch.workloads.fastmri.data import CROP
 from algoperf_torch.workloads.fastmri.prepare import TRAIN_FOLDERS, VAL_FOLDERS
 
 DEFAULT_EXAMPLES = 32
+SETTINGS = {"crop": int}
 SLICES = 4  # of a volume; the owner's have 30 to 40
-WIDTHS = (368, 372)
+WIDTHS = (368, 372)  # as many times fewer as the crop is below 320
 BRIGHTNESS = 1e-4  # the owner's images have values of about this size
 NOISE = 0.02  # of the measured image, relative to the brightness
 
 
-def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
-    """Writes volumes for training and validation and returns the number of slices by split."""
+def synthesise(folder: Path, *, num_train: int, seed: int, crop: int = CROP) -> dict[str, int]:
+    """Writes volumes for training and validation, for images of `crop` pixels; returns the number of slices by split.
+
+    Raises `UsageError` for images that the model cannot halve four times.
+    """
+    if not 2**4 <= crop <= CROP:
+        raise UsageError(f"--set crop={crop}: must be from {2**4} to {CROP}.")
     random = np.random.Generator(np.random.Philox(key=seed))
     num_other = max(1, num_train // 4)
     counts: dict[str, int] = {Split.TRAIN: num_train, Split.VALIDATION: num_other, Split.TEST: num_other}
@@ -33,22 +40,23 @@ def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
             for start in range(0, total, SLICES):
                 number += 1
                 path = folder / name / f"file{number}.h5"
-                write_volume(path, min(SLICES, total - start), WIDTHS[number % len(WIDTHS)], random)
+                width = WIDTHS[number % len(WIDTHS)] * crop // CROP
+                write_volume(path, min(SLICES, total - start), width, crop, random)
     return counts
 
 
-def write_volume(path: Path, slices: int, width: int, random: np.random.Generator) -> None:
+def write_volume(path: Path, slices: int, width: int, crop: int, random: np.random.Generator) -> None:
     """One HDF5 file with k-space, both reconstructions, and the attributes that the owner's files have."""
     shape = random.uniform(-1, 1, size=(12, 6))
     images = np.stack(
-        [phantom(shape + 0.03 * depth * random.normal(size=shape.shape), width) for depth in range(slices)]
+        [phantom(shape + 0.03 * depth * random.normal(size=shape.shape), width, crop) for depth in range(slices)]
     )
     noise = random.normal(size=(2, *images.shape)) * NOISE * BRIGHTNESS
     measured = images * BRIGHTNESS + noise[0] + 1j * noise[1]
     kspace = fft.fftshift(fft.fft2(fft.ifftshift(measured, axes=(-2, -1)), norm="ortho"), axes=(-2, -1))
-    top, left = (KSPACE_HEIGHT - CROP) // 2, (width - CROP) // 2
-    target = np.abs(measured[:, top : top + CROP, left : left + CROP]).astype(np.float32)
-    header = f"<ismrmrdHeader><encoding><encodedSpace><matrixSize><x>{KSPACE_HEIGHT}</x><y>{width}</y><z>1</z>"
+    top, left = crop // 2, (width - crop) // 2
+    target = np.abs(measured[:, top : top + crop, left : left + crop]).astype(np.float32)
+    header = f"<ismrmrdHeader><encoding><encodedSpace><matrixSize><x>{2 * crop}</x><y>{width}</y><z>1</z>"
     header += "</matrixSize></encodedSpace></encoding></ismrmrdHeader>"
     with h5py.File(path, "w") as file:
         file["kspace"] = kspace.astype(np.complex64)
@@ -60,9 +68,9 @@ def write_volume(path: Path, slices: int, width: int, random: np.random.Generato
         )
 
 
-def phantom(ellipses: NDArray[np.float64], width: int) -> NDArray[np.complex128]:
-    """complex128 [640, width]: twelve ellipses given by six numbers each, under a phase that varies slowly."""
-    y, x = np.mgrid[-2 : 2 : KSPACE_HEIGHT * 1j, -width / CROP : width / CROP : width * 1j]
+def phantom(ellipses: NDArray[np.float64], width: int, crop: int = CROP) -> NDArray[np.complex128]:
+    """complex128 [2 crop, width]: twelve ellipses given by six numbers each, under a phase that varies slowly."""
+    y, x = np.mgrid[-2 : 2 : 2 * crop * 1j, -width / crop : width / crop : width * 1j]
     image = (x**2 + y**2 < 0.9).astype(np.float64)
     for center_x, center_y, size, ratio, angle, value in ellipses:
         u, v = x - 0.6 * center_x, y - 0.6 * center_y

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from algoperf_torch.data.packed import Packed, PackedSplit
 from algoperf_torch.data.sampler import EpochSampler, subset
 from algoperf_torch.data.workers import Workers
+from algoperf_torch.errors import DataError
 from algoperf_torch.kernels.ssim import ssim
 from algoperf_torch.spec import Batch, LossOutput, Split, WorkloadSpec
 from algoperf_torch.workloads.base import ModelScale, Workload
@@ -31,15 +32,22 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "fastmri_tanh": {"activation": "tanh"},
     "fastmri_layernorm": {"layer_norm": True},
 }
-TEST_SHRINK = 16  # model scale "test": so many times fewer channels
+SHRINK = {"full": 1, "test": 16, "mini": 4}  # so many times fewer channels
+SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+    "full": {},
+    "test": {"batch_size": 4, "eval_batch_size": 16, "num_parameters": None},
+    "mini": {"batch_size": 8, "eval_batch_size": 256, "num_eval_train": 64, "num_parameters": None},
+}
+CROPS = {"full": CROP, "test": CROP, "mini": 64}  # pixels of the square image
 NUMBERS = ("mean", "std", "volume_max")  # of every example
 
 
 class FastMRIWorkload(Workload):
-    """Slices [320, 320]; every training slice keeps its own mask for the whole trial."""
+    """Slices [crop, crop]; every training slice keeps its own mask for the whole trial."""
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
+        self.crop = CROPS[model_scale]
         self.workers = Workers()
         self._packed: Packed | None = None
         self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # by seed and training slice; 14 MB in all
@@ -51,15 +59,21 @@ class FastMRIWorkload(Workload):
 
     def open(self) -> None:
         if self._packed is None:
-            self._packed = self.open_packed(preparation=PREPARATION)
+            packed = self.open_packed(preparation=PREPARATION)
+            crop = packed.facts.get("crop", CROP)
+            if crop != self.crop:
+                raise DataError(
+                    f"{packed.folder} holds slices of {crop} x {crop} pixels, model scale {self.model_scale!r} needs "
+                    f"{self.crop} x {self.crop}. Give it another --data-dir, or use another --model-scale."
+                )
+            self._packed = packed
 
     def evaluation_files(self) -> list[Path]:
         return self.packed_evaluation_files()
 
     def build_model(self) -> nn.Module:
         options = {"channels": 32, "dropout": self.spec.default_dropout, **OPTIONS[self.spec.name]}
-        if self.model_scale == "test":
-            options["channels"] //= TEST_SHRINK
+        options["channels"] //= SHRINK[self.model_scale]
         return UNet(**options)
 
     def loss(self, outputs: Tensor, batch: Batch, label_smoothing: float = 0.0) -> LossOutput:  # noqa: ARG002
@@ -87,7 +101,9 @@ class FastMRIWorkload(Workload):
 
     def _train_slices(self, index: NDArray[np.int64], seed: int) -> Batch:
         split = self._train
-        images = {name: np.empty((len(index), CROP, CROP), dtype=np.float32) for name in ("inputs", "targets")}
+        images = {
+            name: np.empty((len(index), self.crop, self.crop), dtype=np.float32) for name in ("inputs", "targets")
+        }
         numbers = {name: np.empty(len(index), dtype=np.float32) for name in NUMBERS}
 
         def fill(position: int) -> None:
@@ -117,6 +133,4 @@ class FastMRIWorkload(Workload):
 
 
 def build(spec: WorkloadSpec, data_dir: Path | None, model_scale: ModelScale) -> FastMRIWorkload:
-    if model_scale == "test":
-        spec = replace(spec, batch_size=4, eval_batch_size=16, num_parameters=None)
-    return FastMRIWorkload(spec, data_dir=data_dir, model_scale=model_scale)
+    return FastMRIWorkload(replace(spec, **SCALE_SPEC[model_scale]), data_dir=data_dir, model_scale=model_scale)

@@ -21,7 +21,7 @@ from torchvision.transforms import functional as transforms
 
 from algoperf_torch.errors import DataError
 
-SIDE = 224  # pixels of the model's input
+SIDE = 224  # pixels of the model's input; lengths below are for this size, and go with it where it is another
 RESIZED = 256  # shorter side before the central crop at evaluation
 MEAN = (0.485, 0.456, 0.406)  # of the training pixels, on the scale 0 to 1
 STD = (0.229, 0.224, 0.225)
@@ -65,12 +65,12 @@ def num_draws(*, augmented: bool) -> int:
     return CROP_DRAWS + FLIP_DRAWS + (NUM_OPERATIONS * OPERATION_DRAWS if augmented else 0)
 
 
-def training_pixels(data: bytes | memoryview, draws: Draws, *, augmented: bool) -> Uint8:
-    """uint8 [3, 224, 224]: random resized crop, random flip and, if `augmented`, RandAugment."""
+def training_pixels(data: bytes | memoryview, draws: Draws, *, augmented: bool, side: int = SIDE) -> Uint8:
+    """uint8 [3, side, side]: random resized crop, random flip and, if `augmented`, RandAugment."""
     crop, flip, operations = np.split(draws, [CROP_DRAWS, CROP_DRAWS + FLIP_DRAWS])
     image = decode(data)
     left, top, width, height = random_crop(image.width, image.height, crop)
-    image = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    image = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BILINEAR)
     if flip[0] < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmented:
@@ -108,6 +108,11 @@ def _affine(
     return moved
 
 
+def _scaled(length: int, size: int) -> int:
+    """A length that is given for 224 pixels, for `size` of them."""
+    return length * size // SIDE
+
+
 def cutout(image: Image.Image, x: float, y: float, half: int = 40) -> Image.Image:
     """A grey rectangle, of 2 half + 1 pixels, around (x, y); at the left and top edge it is moved inside, not cut."""
     left, top = int(max(0, x - half)), int(max(0, y - half))
@@ -127,8 +132,8 @@ def solarize_add(image: Image.Image) -> Image.Image:
 OPERATIONS: dict[str, Callable[[Image.Image, int, float, float], Image.Image]] = {
     "ShearX": lambda image, sign, *_: _affine(image, shear=(sign * 0.3, 0)),
     "ShearY": lambda image, sign, *_: _affine(image, shear=(0, sign * 0.3)),
-    "TranslateX": lambda image, sign, *_: _affine(image, translate=(sign * 100, 0)),
-    "TranslateY": lambda image, sign, *_: _affine(image, translate=(0, sign * 100)),
+    "TranslateX": lambda image, sign, *_: _affine(image, translate=(sign * _scaled(100, image.width), 0)),
+    "TranslateY": lambda image, sign, *_: _affine(image, translate=(0, sign * _scaled(100, image.height))),
     "Rotate": lambda image, sign, *_: transforms.rotate(image, sign * 30.0, fill=list(GREY)),
     "Brightness": lambda image, *_: transforms.adjust_brightness(image, 1.9),
     "Color": lambda image, *_: transforms.adjust_saturation(image, 1.9),
@@ -140,7 +145,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, int, float, float], Image.Image]] =
     "AutoContrast": lambda image, *_: transforms.autocontrast(image),
     "Equalize": lambda image, *_: transforms.equalize(image),
     "Invert": lambda image, *_: transforms.invert(image),
-    "Cutout": lambda image, _, x, y: cutout(image, x, y),
+    "Cutout": lambda image, _, x, y: cutout(image, x, y, half=_scaled(40, image.width)),
 }
 
 
@@ -156,13 +161,13 @@ def rand_augment(image: Image.Image, draws: Draws) -> Image.Image:
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def validation_pixels(image: Image.Image) -> Uint8:
-    """uint8 [3, 224, 224]: shorter side to 256, central crop."""
-    short = min(image.size)
-    width, height = (RESIZED if side == short else int(RESIZED * side / short) for side in image.size)
+def validation_pixels(image: Image.Image, side: int = SIDE) -> Uint8:
+    """uint8 [3, side, side]: shorter side to 8/7 of it (224: 256), central crop."""
+    short, resized = min(image.size), _scaled(RESIZED, side)
+    width, height = (resized if length == short else int(resized * length / short) for length in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
-    return planes(image.crop((left, top, left + SIDE, top + SIDE)))
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return planes(image.crop((left, top, left + side, top + side)))
 
 
 def v2_crop(width: int, height: int) -> tuple[int, int, int]:
@@ -171,11 +176,11 @@ def v2_crop(width: int, height: int) -> tuple[int, int, int]:
     return (height - side + 1) // 2, (width - side + 1) // 2, side
 
 
-def v2_pixels(image: Image.Image) -> Float:
-    """Test pixels, float32 [3, 224, 224] from 0 to 255, neither clipped nor rounded: central crop, bicubic resize."""
-    top, left, side = v2_crop(*image.size)
-    pixels = planes(image)[:, top : top + side, left : left + side].astype(np.float32)
-    taps, weights = bicubic_taps(side, SIDE)
+def v2_pixels(image: Image.Image, side: int = SIDE) -> Float:
+    """Test pixels, float32 [3, side, side] from 0 to 255, neither clipped nor rounded: central crop, bicubic resize."""
+    top, left, length = v2_crop(*image.size)
+    pixels = planes(image)[:, top : top + length, left : left + length].astype(np.float32)
+    taps, weights = bicubic_taps(length, side)
     rows = sum(weight[:, None] * pixels[:, tap, :] for tap, weight in zip(taps, weights, strict=True))
     return np.asarray(sum(weight * rows[..., tap] for tap, weight in zip(taps, weights, strict=True)))
 
@@ -202,7 +207,7 @@ def bicubic_taps(source: int, target: int) -> tuple[NDArray[np.int64], Float]:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """float32 inputs of the model from pixels [batch, 3, 224, 224] on the scale 0 to 255."""
+    """float32 inputs of the model from pixels [batch, 3, side, side] on the scale 0 to 255."""
     mean, std = (255 * pixels.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (MEAN, STD))
     if pixels.device.type != "cpu":
         return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)

@@ -16,7 +16,7 @@ from algoperf_torch.data.manifest import Manifest, read_manifest
 from algoperf_torch.data.packed import Job, Packing, PartWriter, Progress, pack
 from algoperf_torch.errors import DataError
 from algoperf_torch.spec import Split
-from algoperf_torch.workloads.imagenet.data import decode, v2_pixels, validation_pixels
+from algoperf_torch.workloads.imagenet.data import SIDE, decode, v2_pixels, validation_pixels
 from algoperf_torch.workloads.imagenet.raw import (
     NUM_CLASSES,
     V2_FOLDER,
@@ -41,6 +41,9 @@ def prepare(
     if len(classes) > NUM_CLASSES:
         raise DataError(f"{raw} holds {len(classes)} classes, the model knows {NUM_CLASSES}.")
     validation = validation_images(raw, classes)
+    described = read_manifest(raw)
+    made = described.generation if described is not None else None
+    side = int(made.settings.get("side", SIDE)) if made is not None else SIDE  # generated images may be smaller
     train = [
         Job(
             Split.TRAIN,
@@ -53,7 +56,7 @@ def prepare(
         Job(
             Split.VALIDATION,
             f"part_{start // VALIDATION_PER_PART:02d}",
-            validation[start : start + VALIDATION_PER_PART],
+            (validation[start : start + VALIDATION_PER_PART], side),
         )
         for start in range(0, len(validation), VALIDATION_PER_PART)
     ]
@@ -61,16 +64,18 @@ def prepare(
     def fill(packing: Packing) -> Mapping[str, Any]:
         packing.run(train, write_training_part)
         packing.run(held_out, write_validation_part)
-        packing.run([Job(Split.TEST, "v2", (raw, len(classes), packing.folder))], write_test_part)
-        return {"classes": len(classes)}
+        packing.run([Job(Split.TEST, "v2", (raw, len(classes), packing.folder, side))], write_test_part)
+        return {"classes": len(classes), "side": side}
 
-    described = read_manifest(raw)
     return pack(
         out,
         fill,
         dataset=DATASET,
         preparation=PREPARATION,
-        settings={"images": _fingerprint([*(entry for images in by_class for entry in images), *validation], raw)},
+        settings={
+            "images": _fingerprint([*(entry for images in by_class for entry in images), *validation], raw),
+            "side": side,
+        },
         described=described,
         workers=workers,
         overwrite=overwrite,
@@ -99,15 +104,17 @@ def write_training_part(writer: PartWriter, entries: Sequence[Entry]) -> None:
         writer.append("labels", np.array([entry.label], dtype=np.int32))
 
 
-def write_validation_part(writer: PartWriter, entries: Sequence[Entry]) -> None:
+def write_validation_part(writer: PartWriter, source: tuple[Sequence[Entry], int]) -> None:
+    entries, side = source
     for entry in entries:
-        writer.append("pixels", validation_pixels(opened(entry.name, entry.read()))[None])
+        writer.append("pixels", validation_pixels(opened(entry.name, entry.read()), side)[None])
         writer.append("labels", np.array([entry.label], dtype=np.int32))
 
 
-def write_test_part(writer: PartWriter, source: tuple[Path, int, Path]) -> None:
-    for name, label, data in v2_images(*source):
-        writer.append("pixels", v2_pixels(opened(name, data))[None])
+def write_test_part(writer: PartWriter, source: tuple[Path, int, Path, int]) -> None:
+    raw, num_classes, spool, side = source
+    for name, label, data in v2_images(raw, num_classes, spool):
+        writer.append("pixels", v2_pixels(opened(name, data), side)[None])
         writer.append("labels", np.array([label], dtype=np.int32))
 
 

@@ -12,16 +12,19 @@ from PIL import Image
 from scipy import io as scipy_io
 
 from algoperf_torch.spec import Split
+from algoperf_torch.workloads.imagenet.data import SIDE
 from algoperf_torch.workloads.imagenet.raw import DEVKIT, TRAIN_TAR, V2_FOLDER, V2_TAR, VAL_TAR
 
 DEFAULT_EXAMPLES = 320
+GENERATOR = 2  # version
+SETTINGS = {"side": int}
 NUM_SHAPES, NUM_TEXTURES = 5, 4
 NUM_CLASSES = NUM_SHAPES * NUM_TEXTURES
 FIRST_SYNSET = 1_440_764
 
 
-def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
-    """Writes the owners' four archives and returns the number of images by split."""
+def synthesise(folder: Path, *, num_train: int, seed: int, side: int = SIDE) -> dict[str, int]:
+    """Writes the owners' four archives, for pixels of `side` at evaluation; returns the number of images by split."""
     random = np.random.Generator(np.random.Philox(key=seed))
     num_classes = min(NUM_CLASSES, num_train)
     num_other = max(num_classes, num_train // 4)
@@ -31,17 +34,17 @@ def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as tar:
                 for number in range((num_train + num_classes - 1 - label) // num_classes):
-                    add(tar, f"{synset}_{number}.JPEG", jpeg(label, random))
+                    add(tar, f"{synset}_{number}.JPEG", jpeg(label, random, side))
             add(outer, f"{synset}.tar", inner.getvalue())
     labels = random.permutation(np.arange(num_other) % num_classes)
     with tarfile.open(folder / VAL_TAR, "w") as tar:
         for number, label in enumerate(labels, start=1):
-            add(tar, f"ILSVRC2012_val_{number:08d}.JPEG", jpeg(int(label), random))
+            add(tar, f"ILSVRC2012_val_{number:08d}.JPEG", jpeg(int(label), random, side))
     write_devkit(folder / DEVKIT, synsets, labels, random)
     with tarfile.open(folder / V2_TAR, "w:gz") as tar:
         for number in range(num_other):
             label = number % num_classes
-            add(tar, f"{V2_FOLDER}/{label}/{number:040x}.jpeg", jpeg(label, random))
+            add(tar, f"{V2_FOLDER}/{label}/{number:040x}.jpeg", jpeg(label, random, side))
     return {Split.TRAIN: num_train, Split.VALIDATION: num_other, Split.TEST: num_other}
 
 
@@ -65,9 +68,10 @@ def write_devkit(path: Path, synsets: list[str], labels: NDArray[np.int64], rand
         add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
 
 
-def jpeg(label: int, random: np.random.Generator) -> bytes:
-    """An image of 160 to 400 pixels a side as JPEG; one in sixteen is grey."""
-    width, height = (int(side) for side in random.integers(160, 401, size=2))
+def jpeg(label: int, random: np.random.Generator, side: int = SIDE) -> bytes:
+    """An image of 160 to 400 pixels a side (or as many times fewer as `side` is below 224) as JPEG; one in sixteen is grey."""
+    shortest, longest = 160 * side // SIDE, 400 * side // SIDE
+    width, height = (int(length) for length in random.integers(shortest, longest + 1, size=2))
     image = Image.fromarray(draw(label, width, height, random))
     if random.random() < 1 / 16:
         image = image.convert("L")
@@ -100,8 +104,13 @@ def draw(label: int, width: int, height: int, random: np.random.Generator) -> ND
         np.sign(np.sin(wave * u) * np.sin(wave * v)),
         np.sin(2 * wave * radius),
     )[texture]
-    ground, front = random.uniform(60, 190, size=3), random.uniform(-60, 60, size=3)
-    front += np.sign(front.sum()) * 40
+    ground = 125 + 40 * colour(texture / NUM_TEXTURES) + random.uniform(-45, 45, size=3)
+    front = 80 * colour(shape / NUM_SHAPES) + random.uniform(-60, 60, size=3)
     image = ground + (inside * (0.5 + 0.5 * pattern))[..., None] * front + inside[..., None] * front * 0.5
     noisy: NDArray[np.float64] = image + random.normal(0, 8, size=image.shape)
     return noisy.clip(0, 255).astype(np.uint8)
+
+
+def colour(hue: float) -> NDArray[np.float64]:
+    """A direction in red, green and blue without brightness, for a hue between 0 and 1."""
+    return np.cos(2 * np.pi * (hue - np.arange(3) / 3))

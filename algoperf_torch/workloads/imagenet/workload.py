@@ -46,10 +46,23 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "imagenet_vit_post_ln": {"post_norm": True},
     "imagenet_vit_map": {"attention_pool": True},
 }
-TEST_OPTIONS: dict[str, dict[str, Any]] = {
-    "imagenet_resnet": {"stage_sizes": (2, 1, 1, 1), "width": 4},
-    "imagenet_vit": {"dim": 32, "depth": 2, "num_heads": 2, "hidden": 64},
+SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs at a scale
+    "full": {"imagenet_resnet": {}, "imagenet_vit": {}},
+    "test": {
+        "imagenet_resnet": {"stage_sizes": (2, 1, 1, 1), "width": 4},
+        "imagenet_vit": {"dim": 32, "depth": 2, "num_heads": 2, "hidden": 64},
+    },
+    "mini": {
+        "imagenet_resnet": {"stage_sizes": (1, 1, 1, 1), "width": 8, "num_classes": 20},
+        "imagenet_vit": {"dim": 64, "depth": 3, "num_heads": 2, "hidden": 128, "patch_size": 8, "num_classes": 20},
+    },
 }
+SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+    "full": {},
+    "test": {"batch_size": 32, "eval_batch_size": 64, "num_parameters": None},
+    "mini": {"batch_size": 64, "eval_batch_size": 512, "num_eval_train": 500, "num_parameters": None},
+}
+SIDES = {"full": SIDE, "test": SIDE, "mini": 48}  # pixels of the model's input
 CACHE_SHARE = 0.25  # of the free memory: evaluation pixels of training images are kept below this
 
 
@@ -62,6 +75,8 @@ class ImageNetWorkload(Classification):
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
         self.augmented = spec.base == "imagenet_vit"
+        self.side = SIDES[model_scale]
+        self.num_classes = SCALE_OPTIONS[model_scale][spec.base].get("num_classes", NUM_CLASSES)
         self.workers = Workers()
         self._packed: Packed | None = None
         self._decoded: dict[int, NDArray[np.uint8]] = {}  # evaluation pixels of training images by number
@@ -73,14 +88,23 @@ class ImageNetWorkload(Classification):
 
     def open(self) -> None:
         if self._packed is None:
-            self._packed = self.open_packed(preparation=PREPARATION)
+            packed = self.open_packed(preparation=PREPARATION)
+            side = packed.facts.get("side", SIDE)
+            if side != self.side:
+                raise DataError(
+                    f"{packed.folder} holds pictures of {side} x {side} pixels, model scale {self.model_scale!r} needs "
+                    f"{self.side} x {self.side}. Give it another --data-dir, or use another --model-scale."
+                )
+            self._packed = packed
 
     def evaluation_files(self) -> list[Path]:
         return self.packed_evaluation_files()
 
     def build_model(self) -> nn.Module:
-        options = OPTIONS[self.spec.name] | (TEST_OPTIONS[self.spec.base] if self.model_scale == "test" else {})
-        return ViT(dropout=self.spec.default_dropout, **options) if self.augmented else ResNet(**options)
+        options = OPTIONS[self.spec.name] | SCALE_OPTIONS[self.model_scale][self.spec.base]
+        if not self.augmented:
+            return ResNet(**options)
+        return ViT(dropout=self.spec.default_dropout, image_size=self.side, **options)
 
     # ---------------------------------------------------------------- data
 
@@ -108,13 +132,15 @@ class ImageNetWorkload(Classification):
 
     def _training_images(self, index: NDArray[np.int64], draws: NDArray[np.float64]) -> Batch:
         split = self._train
-        pixels = np.empty((len(index), 3, SIDE, SIDE), dtype=np.uint8)
+        pixels = np.empty((len(index), 3, self.side, self.side), dtype=np.uint8)
 
         def fill(position: int) -> None:
             part, row = split.locate(int(index[position]))
             try:
                 data = part.ragged("images")[row]
-                pixels[position] = training_pixels(np.asarray(data).data, draws[position], augmented=self.augmented)
+                pixels[position] = training_pixels(
+                    np.asarray(data).data, draws[position], augmented=self.augmented, side=self.side
+                )
             except DataError as error:
                 raise DataError(f"{self.packed.folder}, train, part {part.name}, image {row}: {error}") from error
 
@@ -136,7 +162,7 @@ class ImageNetWorkload(Classification):
         """Pixels of a training image as for validation; kept, since every evaluation asks for the same ones."""
         if number not in self._decoded:
             part, row = self._train.locate(number)
-            pixels = validation_pixels(decode(np.asarray(part.ragged("images")[row]).data))
+            pixels = validation_pixels(decode(np.asarray(part.ragged("images")[row]).data), self.side)
             if not self._keeps_decoded:
                 return pixels
             self._decoded[number] = pixels
@@ -144,18 +170,16 @@ class ImageNetWorkload(Classification):
 
     @cached_property
     def _keeps_decoded(self) -> bool:
-        return self.spec.num_eval_train * 3 * SIDE**2 < CACHE_SHARE * psutil.virtual_memory().available
+        return self.spec.num_eval_train * 3 * self.side**2 < CACHE_SHARE * psutil.virtual_memory().available
 
     def finish_batch(self, batch: Batch) -> Batch:
         weight = batch.get("mixup_weight")
         inputs = normalise(batch["inputs"])
         if weight is None:
             return {**batch, "inputs": inputs}
-        mixed_inputs, mixed_targets = mixup(inputs, batch["targets"], weight, NUM_CLASSES)
+        mixed_inputs, mixed_targets = mixup(inputs, batch["targets"], weight, self.num_classes)
         return {"inputs": mixed_inputs, "targets": mixed_targets}
 
 
 def build(spec: WorkloadSpec, data_dir: Path | None, model_scale: ModelScale) -> ImageNetWorkload:
-    if model_scale == "test":
-        spec = replace(spec, batch_size=32, eval_batch_size=64, num_parameters=None)
-    return ImageNetWorkload(spec, data_dir=data_dir, model_scale=model_scale)
+    return ImageNetWorkload(replace(spec, **SCALE_SPEC[model_scale]), data_dir=data_dir, model_scale=model_scale)
