@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from algoperf_torch.errors import UsageError
 from algoperf_torch.spec import Split
 from algoperf_torch.workloads.wmt.prepare import EVALUATION, TRAINING_CORPORA
 
@@ -19,7 +20,8 @@ DEFAULT_EXAMPLES = 8_192
 GERMAN_SYLLABLES = ("ba", "del", "fun", "gra", "ken", "lich", "mut", "stei", "tor", "wun", "zei", "schlo", "käm", "für")
 ENGLISH_SYLLABLES = ("ba", "dle", "fi", "gro", "ken", "ly", "mo", "stea", "ter", "wi", "sha", "thro", "can", "ple")
 ARTICLES = (("der", "den"), ("die", "die"), ("das", "das"))  # nominative and accusative by gender
-NUM_NOUNS, NUM_VERBS, NUM_ADJECTIVES = 60, 30, 30
+NUM_WORDS = 120  # half are nouns, a quarter verbs, a quarter adjectives
+SETTINGS = {"words": int}
 
 
 class Word(NamedTuple):
@@ -34,10 +36,15 @@ class Lexicon(NamedTuple):
     adjectives: list[Word]
 
 
-def synthesise(folder: Path, *, num_train: int, seed: int) -> dict[str, int]:
-    """Writes four training corpora, newstest2013 as text and newstest2014 as SGML; the latter have a quarter each."""
+def synthesise(folder: Path, *, num_train: int, seed: int, words: int = NUM_WORDS) -> dict[str, int]:
+    """Writes four training corpora, newstest2013 as text and newstest2014 as SGML; the latter have a quarter each.
+
+    The fewer `words` each language has, the sooner they are learned. Raises `UsageError` for less than 4.
+    """
+    if words < 4:
+        raise UsageError(f"A language of {words} words is too small; write words=4 or more.")
     random = np.random.Generator(np.random.Philox(key=seed))
-    lexicon = make_lexicon(random)
+    lexicon = make_lexicon(random, words)
     num_other = max(1, num_train // 4)
     for directory in ("training", "dev"):
         (folder / directory).mkdir(parents=True)
@@ -58,7 +65,7 @@ def write_text(folder: Path, names: Sequence[str], pairs: Sequence[tuple[str, st
         (folder / name).write_text("".join(f"{text}\n" for text in side), encoding="utf-8")
 
 
-def make_lexicon(random: np.random.Generator) -> Lexicon:
+def make_lexicon(random: np.random.Generator, num_words: int) -> Lexicon:
     def words(count: int) -> list[Word]:
         return [
             Word(
@@ -69,17 +76,17 @@ def make_lexicon(random: np.random.Generator) -> Lexicon:
             for _ in range(count)
         ]
 
-    return Lexicon(words(NUM_NOUNS), words(NUM_VERBS), words(NUM_ADJECTIVES))
+    return Lexicon(words(num_words // 2), words(num_words // 4), words(num_words // 4))
 
 
 def sentence(random: np.random.Generator, lexicon: Lexicon) -> tuple[str, str]:
     """A main clause, and sometimes a subordinate one: German and English."""
 
     def noun_phrase(case: int) -> tuple[str, str]:
-        noun = lexicon.nouns[random.integers(NUM_NOUNS)]
+        noun = lexicon.nouns[random.integers(len(lexicon.nouns))]
         article = ARTICLES[noun.gender][case]
         if random.random() < 0.4:
-            adjective = lexicon.adjectives[random.integers(NUM_ADJECTIVES)]
+            adjective = lexicon.adjectives[random.integers(len(lexicon.adjectives))]
             return (
                 f"{article} {adjective.german}e {noun.german.capitalize()}",
                 f"the {adjective.english} {noun.english}",
@@ -87,7 +94,7 @@ def sentence(random: np.random.Generator, lexicon: Lexicon) -> tuple[str, str]:
         return f"{article} {noun.german.capitalize()}", f"the {noun.english}"
 
     def clause(*, subordinate: bool) -> tuple[str, str]:
-        subject, verb, thing = noun_phrase(0), lexicon.verbs[random.integers(NUM_VERBS)], noun_phrase(1)
+        subject, verb, thing = noun_phrase(0), lexicon.verbs[random.integers(len(lexicon.verbs))], noun_phrase(1)
         english = f"{subject[1]} {verb.english}s {thing[1]}"
         if subordinate:
             return f"{subject[0]} {thing[0]} {verb.german}t", english

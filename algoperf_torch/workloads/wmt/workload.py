@@ -21,7 +21,7 @@ from algoperf_torch.workloads.wmt.beam import beam_search
 from algoperf_torch.workloads.wmt.bleu import NUM_SUMS, bleu_score, sentence_sums
 from algoperf_torch.workloads.wmt.data import RowStream, fitting, load_pairs, padded
 from algoperf_torch.workloads.wmt.packing import Index, Pairs
-from algoperf_torch.workloads.wmt.prepare import PREPARATION
+from algoperf_torch.workloads.wmt.prepare import PREPARATION, SYNTHETIC_VOCAB_SIZE
 from algoperf_torch.workloads.wmt.tokenizer import EOS, VOCAB_SIZE, Tokenizer
 from algoperf_torch.workloads.wmt.transformer import DecoderCache, Transformer
 
@@ -34,7 +34,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BEAMS = 4
 ALPHA = 0.6
 MAX_LENGTH = 256
-SMALL = {"vocab_size": 512, "width": 64, "num_layers": 2, "num_heads": 4, "mlp_width": 64, "max_length": 64}
+_SMALL = {"vocab_size": 512, "width": 64, "num_layers": 2, "num_heads": 4, "mlp_width": 64, "max_length": 64}
+SCALE_OPTIONS: dict[str, dict[str, Any]] = {  # how the model differs at a scale
+    "full": {},
+    "test": _SMALL,
+    "mini": _SMALL | {"vocab_size": SYNTHETIC_VOCAB_SIZE, "max_length": 32},
+}
+SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+    "full": {},
+    "test": {"batch_size": 16, "eval_batch_size": 64},
+    "mini": {"batch_size": 8, "eval_batch_size": 192, "num_eval_train": 192, "num_parameters": None},
+}
+EVALUATED = {"mini": 192}  # sentences of an evaluation split at most, the first ones: beam search takes long
 
 
 class TransformerDecoder:
@@ -55,16 +66,14 @@ class WmtWorkload(Workload):
     eval_chunks_per_batch = 2
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
-        super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        if model_scale == "test":
-            self.spec = replace(spec, batch_size=16, eval_batch_size=64)
+        super().__init__(replace(spec, **SCALE_SPEC[model_scale]), data_dir=data_dir, model_scale=model_scale)
         self._tokenizer: Tokenizer | None = None
         self._pairs: dict[Split, Pairs] = {}
         self._usable: dict[Split, Index] = {}
 
     def model_options(self) -> dict[str, Any]:
         options = {**VARIANTS[self.spec.name], "dropout": self.spec.default_dropout}
-        return options | SMALL if self.model_scale == "test" else options
+        return options | SCALE_OPTIONS[self.model_scale]
 
     @property
     def max_length(self) -> int:
@@ -101,7 +110,8 @@ class WmtWorkload(Workload):
             )
         for split in (Split.TRAIN, Split.VALIDATION, Split.TEST):
             self._pairs[split] = load_pairs(packed, split)
-            self._usable[split] = fitting(self._pairs[split], self.max_length)
+            limit = None if split is Split.TRAIN else EVALUATED.get(self.model_scale)
+            self._usable[split] = fitting(self._pairs[split], self.max_length)[:limit]
             if not len(self._usable[split]):
                 raise DataError(f"{packed.folder}: no pair of the {split} split has at most {self.max_length} tokens.")
         train = len(self._usable[Split.TRAIN])

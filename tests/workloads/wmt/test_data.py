@@ -2,18 +2,21 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from algoperf_torch.data.packed import Packed
-from algoperf_torch.errors import DataError
-from algoperf_torch.spec import Split
+from algoperf_torch.errors import DataError, UsageError
+from algoperf_torch.spec import EVALUATION_SPLITS, Split
 from algoperf_torch.workloads.registry import build_workload
 from algoperf_torch.workloads.wmt import prepare as preparing
 from algoperf_torch.workloads.wmt.prepare import TRAINING_CORPORA, PairFiles, prepare, read_lines, training_sentences
+from algoperf_torch.workloads.wmt.synth import synthesise
 from algoperf_torch.workloads.wmt.tokenizer import Tokenizer
+from algoperf_torch.workloads.wmt.workload import EVALUATED, SCALE_OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +167,7 @@ def test_bad_tokenizer(raw, tmp_path):
 
 def test_vocabulary_too_large_for_the_model(data_dir, monkeypatch):
     workload = build_workload("wmt", data_dir, model_scale="test")
-    monkeypatch.setattr("algoperf_torch.workloads.wmt.workload.SMALL", {"vocab_size": 100, "max_length": 64})
+    monkeypatch.setitem(SCALE_OPTIONS, "test", {"vocab_size": 100, "max_length": 64})
     with pytest.raises(DataError, match="--set vocab_size=100"):
         workload.open()
 
@@ -255,3 +258,44 @@ def test_numbers_of_examples(workload):
     assert (spec.num_train, spec.num_eval_train, spec.num_validation, spec.num_test) == (400, 400, 100, 100)
     assert workload.synthetic_data
     assert workload.evaluation_files()
+
+
+# --------------------------------------------------------------------------------------------------------- mini scale
+
+
+def test_mini_scale_trains_and_evaluates(data_dir, monkeypatch):
+    monkeypatch.setitem(EVALUATED, "mini", 12)
+    workload = build_workload("wmt", data_dir, model_scale="mini")
+    workload.open()
+    workload.spec = replace(workload.spec, num_eval_train=12)
+    assert (workload.spec.num_validation, workload.spec.num_test) == (12, 12)
+    torch.manual_seed(0)
+    model = workload.build_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    make = workload.train_batches(seed=0, global_batch_size=workload.spec.batch_size, rank=0, world_size=1)
+    losses = []
+    for _ in range(2):
+        batch = make(0)
+        assert batch["inputs"].shape == (8, 32)
+        loss = workload.loss(workload.forward(model, batch), batch)
+        (loss.summed / loss.n_valid).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.summed.detach()))
+    assert losses[1] < losses[0]
+    model.eval()
+    for split in EVALUATION_SPLITS:
+        found = evaluate(workload, model, split, size=16)
+        assert found.keys() == set(workload.spec.metrics)
+        assert 0 < found["loss"] < 10
+
+
+def test_fewer_words(tmp_path):
+    texts = []
+    for words in (8, 40):
+        synthesise(tmp_path / str(words), num_train=200, seed=0, words=words)
+        texts.append((tmp_path / str(words) / "commoncrawl.de-en.en").read_text(encoding="utf-8"))
+    few, more = (len(set(text.lower().replace(".", "").replace(",", "").split())) for text in texts)
+    assert few <= 4 + 2 + 2 + 2 < more  # nouns, verbs, adjectives, "the" and "because"
+    with pytest.raises(UsageError, match="3 words is too small"):
+        synthesise(tmp_path / "none", num_train=8, seed=0, words=3)
