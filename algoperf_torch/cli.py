@@ -41,6 +41,7 @@ COMMANDS = {
     "workloads": Command("workloads.listing", "ListOptions", "main", "the workloads with their targets and budgets"),
     "data download": Command("data.download", "DownloadOptions", "main", "fetch a dataset that has a public address"),
     "data synth": Command("data.synth", "SynthOptions", "main", "write small data in a dataset's own format"),
+    "data generate": Command("data.generate", "GenerateOptions", "main", "make all data of the mini benchmark"),
     "data prepare": Command("data.prepare", "PrepareOptions", "main", "pack a dataset's raw files for training"),
     "data verify": Command("data.verify", "VerifyOptions", "main", "check a dataset's files"),
     "new-submission": Command(

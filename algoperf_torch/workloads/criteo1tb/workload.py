@@ -25,7 +25,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "criteo1tb_embed_init": {"init_scale": 1.0},
     "criteo1tb_resnet": {"residual": True, "bottom": (256, 256, 256), "top": (256, 256, 256, 256)},
 }
-EVAL_CHUNK = 32_768  # lines; the reference's evaluation batch of 8,192 is a matter of its memory
+FACTS: dict[ModelScale, dict[str, Any]] = {
+    "full": {},
+    "test": {"batch_size": 1_024},
+    "mini": {"batch_size": 512, "num_eval_train": 4_096},
+}
+SMALL: dict[ModelScale, dict[str, Any]] = {  # of the model; `bottom` and `top` by whether it has skip connections
+    "full": {},
+    "test": {"num_rows": 4_096, "embedding_width": 32},
+    "mini": {"num_rows": 8_192, "embedding_width": 16},
+}
+MLPS: dict[ModelScale, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": ({}, {}),
+    "test": ({"bottom": (64, 32), "top": (64, 32, 32)}, {"bottom": (32, 32), "top": (32, 32, 32)}),
+    "mini": ({"bottom": (64, 32, 16), "top": (128, 128, 64, 32)}, {"bottom": (32, 32, 32), "top": (32, 32, 32, 32)}),
+}
+EVAL_CHUNKS: dict[ModelScale, int] = {
+    "full": 32_768,
+    "test": 32_768,
+    "mini": 4_096,
+}  # lines; the reference's evaluation batch of 8,192 is a matter of its memory
 
 
 class CriteoWorkload(Workload):
@@ -33,17 +52,13 @@ class CriteoWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        if model_scale == "test":
-            self.spec = replace(spec, batch_size=1_024)
+        self.spec = replace(spec, **FACTS[model_scale])
         self._splits: dict[Split, PackedSplit] = {}
         self._piece_lines = 0
 
     def model_options(self) -> dict[str, Any]:
         options = {**VARIANTS[self.spec.name], "dropout": self.spec.default_dropout}
-        if self.model_scale == "test":
-            small = (32, 32) if options.get("residual") else (64, 32)
-            options |= {"num_rows": 4_096, "embedding_width": 32, "bottom": small, "top": (*small, 32)}
-        return options
+        return options | SMALL[self.model_scale] | MLPS[self.model_scale][bool(options.get("residual"))]
 
     def build_model(self) -> Dlrm:
         return Dlrm(**self.model_options())
@@ -80,7 +95,7 @@ class CriteoWorkload(Workload):
         return {**to_batch(inputs, labels), "weights": torch.ones(stop - start, 1)}
 
     def chunk_size(self, eval_batch_size: int | None = None) -> int:
-        return super().chunk_size(eval_batch_size or EVAL_CHUNK * self.eval_chunks_per_batch)
+        return super().chunk_size(eval_batch_size or EVAL_CHUNKS[self.model_scale] * self.eval_chunks_per_batch)
 
     # ---------------------------------------------------------------- metrics
 

@@ -24,8 +24,11 @@ from algoperf_torch.workloads.metrics import mean_metrics, sum_row
 CONTEXT = 1_024
 VOCAB_SIZE = 50_257
 EVAL_BATCHES = {Split.EVAL_TRAIN: 40, Split.VALIDATION: 391}  # of 256 windows, from the beginning of a split
+MINI_EVAL_BATCHES = {Split.EVAL_TRAIN: 1, Split.VALIDATION: 2}
 WINDOWS_PER_EVAL_BATCH = 256
-SMALL = {"vocab_size": 512, "width": 64, "num_layers": 2, "num_heads": 2, "mlp_width": 256, "context": 64}
+TINY = {"vocab_size": 512, "width": 64, "num_layers": 2, "num_heads": 2, "mlp_width": 256, "context": 64}
+SMALL: dict[ModelScale, dict[str, Any]] = {"full": {}, "test": TINY, "mini": TINY}
+BATCH_SIZES: dict[ModelScale, int] = {"full": 64, "test": 16, "mini": 16}
 
 
 class LanguageModelWorkload(Workload):
@@ -35,12 +38,11 @@ class LanguageModelWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        if model_scale == "test":
-            self.spec = replace(spec, batch_size=16)
+        self.spec = replace(spec, batch_size=BATCH_SIZES[model_scale])
         self._windows: dict[Split, NDArray[np.uint16]] = {}
 
     def model_options(self) -> dict[str, Any]:
-        return SMALL if self.model_scale == "test" else {}
+        return SMALL[self.model_scale]
 
     def build_model(self) -> LanguageModel:
         return LanguageModel(**self.model_options())
@@ -70,7 +72,7 @@ class LanguageModelWorkload(Workload):
         self._windows[Split.EVAL_TRAIN] = self._windows[Split.TRAIN]
         counts = {
             split: min(len(self._windows[split]), batches * WINDOWS_PER_EVAL_BATCH)
-            for split, batches in EVAL_BATCHES.items()
+            for split, batches in (MINI_EVAL_BATCHES if self.model_scale == "mini" else EVAL_BATCHES).items()
         }
         self.spec = replace(
             self.spec,

@@ -29,6 +29,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ogbg_silu": {"activation": "silu"},
     "ogbg_model_size": {"latent": 128, "hidden": (256, 256), "num_steps": 3},
 }
+FACTS: dict[ModelScale, dict[str, Any]] = {
+    "full": {},
+    "test": {"batch_size": 64, "eval_batch_size": 512},
+    "mini": {"batch_size": 64, "eval_batch_size": 2_048, "num_eval_train": 1_024},
+}
+SMALL: dict[ModelScale, dict[str, Any]] = {  # `hidden` is the width of as many hidden layers as the variant has
+    "full": {},
+    "test": {"latent": 32, "hidden": 32, "num_steps": 2},
+    "mini": {"latent": 64, "hidden": 64, "num_steps": 2},
+}
 NUM_TASKS = 128
 WEIGHTED, POSITIVE = 2, 1  # bits of a stored label in the rows of sums
 
@@ -38,16 +48,16 @@ class OgbgWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        if model_scale == "test":
-            self.spec = replace(spec, batch_size=64, eval_batch_size=512)
+        self.spec = replace(spec, **FACTS[model_scale])
         self._packed: Packed | None = None
         self._stores: dict[Split, GraphStore] = {}
 
     def model_options(self) -> dict[str, Any]:
         options = {**VARIANTS[self.spec.name], "dropout": self.spec.default_dropout}
-        if self.model_scale == "test":
-            options |= {"latent": 32, "hidden": (32,) * len(options.get("hidden", (1,))), "num_steps": 2}
-        return options
+        small = dict(SMALL[self.model_scale])
+        if small:
+            small["hidden"] = (small["hidden"],) * len(options.get("hidden", (1,)))
+        return options | small
 
     def build_model(self) -> GraphNet:
         return GraphNet(**self.model_options())
