@@ -60,7 +60,7 @@ SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs
 SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 32, "eval_batch_size": 64, "num_parameters": None},
-    "mini": {"batch_size": 64, "eval_batch_size": 512, "num_eval_train": 500, "num_parameters": None},
+    "mini": {"batch_size": 64, "eval_batch_size": 512, "num_eval_train": 400, "num_parameters": None},
 }
 SIDES = {"full": SIDE, "test": SIDE, "mini": 48}  # pixels of the model's input
 CACHE_SHARE = 0.25  # of the free memory: evaluation pixels of training images are kept below this
