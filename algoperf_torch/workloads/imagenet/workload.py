@@ -54,7 +54,7 @@ SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs
     },
     "mini": {
         "imagenet_resnet": {"stage_sizes": (1, 1, 1, 1), "width": 8, "num_classes": 20},
-        "imagenet_vit": {"dim": 64, "depth": 3, "num_heads": 2, "hidden": 128, "patch_size": 8, "num_classes": 20},
+        "imagenet_vit": {"dim": 64, "depth": 2, "num_heads": 2, "hidden": 128, "patch_size": 8, "num_classes": 20},
     },
 }
 SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
