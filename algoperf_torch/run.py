@@ -21,6 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         options = tyro.cli(RunOptions, args=arguments, prog="python -m algoperf_torch.run")
+        from algoperf_torch.runner import hardware
+
+        hardware.use_huge_pages()
         from algoperf_torch.runner.execute import execute
 
         return execute(options)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from algoperf_torch.optim.base import TrainingAlgorithm
+from algoperf_torch.runner import hardware
 from algoperf_torch.runner.build import Parts, batch_size_of, build_trial
 from algoperf_torch.runner.build import Place as TrialPlace
 from algoperf_torch.runner.distributed import Ranks
@@ -24,6 +25,10 @@ from algoperf_torch.runner.validity import Guards
 from algoperf_torch.spec import Hyperparameters
 from algoperf_torch.versions import load_version
 from algoperf_torch.workloads.registry import build_workload
+
+
+def pytest_configure() -> None:
+    hardware.use_huge_pages()  # as every trial does
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ WATCHED_VARIABLES = frozenset(
         "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDA_DEVICE_MAX_CONNECTIONS", "CUBLAS_WORKSPACE_CONFIG",
         "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
         "TORCH_BLAS_PREFER_CUBLASLT", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "TRITON_INTERPRET",
-        "LD_PRELOAD", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA",
+        "LD_PRELOAD", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "THP_MEM_ALLOC_ENABLE",
         "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
     }
 )  # fmt: skip
@@ -179,6 +179,15 @@ def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def use_huge_pages() -> None:
+    """Lets torch ask Linux for huge pages under large host tensors; to be called before the first tensor is made.
+
+    Such memory is fresh at every step, and taking it in pages of 4 KiB costs more than filling it: 0.10 s for 256 MiB
+    against 0.02 s. A variable that the user has set stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def environment() -> dict[str, str]:

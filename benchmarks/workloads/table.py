@@ -63,9 +63,11 @@ def measure_one(name: str, data_dir: Path, scale: str) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     from algoperf_torch.runner.engine import full_graph
+    from algoperf_torch.runner.hardware import use_huge_pages
     from algoperf_torch.workloads.layers import set_dropout
     from algoperf_torch.workloads.registry import build_workload
 
+    use_huge_pages()
     torch.set_num_threads(1)
     workload = build_workload(name, data_dir, model_scale=scale)  # type: ignore[arg-type]
     workload.open()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -82,6 +85,32 @@ def test_fingerprint_holds_only_variables_that_matter(monkeypatch):
     assert variables["NVIDIA_TF32_OVERRIDE"] == "0"
     assert "SOME_SECRET_TOKEN" not in variables
     assert "KMP_INIT_AT_FORK" not in variables
+
+
+FAULTS = """
+import resource, sys
+import torch
+from algoperf_torch.runner import hardware
+
+if sys.argv[1] == "huge":
+    hardware.use_huge_pages()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_large_tensors_take_few_page_faults():
+    choice = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not choice.is_file() or "[madvise]" not in choice.read_text():
+        pytest.skip("this system does not leave huge pages to its programs")
+    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+
+    def faults(kind: str) -> int:
+        command = [sys.executable, "-c", FAULTS, kind]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("huge") < faults("small") / 4
 
 
 def test_fingerprint_does_not_change_from_one_call_to_the_next():
