@@ -103,7 +103,7 @@ def execute(options: RunOptions) -> int:
         submission.algorithm.check_hyperparameters(hyperparameters)
         budget_of(options, version)  # a mistake in it is told before anything starts
         batch_size = batch_size_of(workload, submission.algorithm.batch_sizes, ranks, options.micro_batch)
-        _open(workload, version, ranks)
+        _open(workload, options, version, ranks)
         place = share_place(options, submission.name, ranks)
         parts = Parts(options, version, workload, submission, hyperparameters, batch_size, ranks, place, guards)
         saved = checkpoint.load(place.checkpoint, identity=identity(parts)) if place.checkpoint else None
@@ -134,12 +134,12 @@ def set_numerics(options: RunOptions, version: BenchmarkVersion) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _open(workload: Workload, version: BenchmarkVersion, ranks: distributed.Ranks) -> None:
+def _open(workload: Workload, options: RunOptions, version: BenchmarkVersion, ranks: distributed.Ranks) -> None:
     """Opens the data on every rank; where one fails, all do."""
     error: AlgoPerfError | None = None
     try:
         workload.open()
-        _require_data(workload, version)
+        _require_data(workload, options, version)
     except AlgoPerfError as caught:
         error = caught
     (failed,) = ranks.maximum(float(error is not None))
@@ -149,13 +149,13 @@ def _open(workload: Workload, version: BenchmarkVersion, ranks: distributed.Rank
         raise DataError("Another rank cannot open the data; its message is above.")
 
 
-def _require_data(workload: Workload, version: BenchmarkVersion) -> None:
+def _require_data(workload: Workload, options: RunOptions, version: BenchmarkVersion) -> None:
     """Raises `DataError` where the version has data of its own and the workload was opened on others."""
     wanted, found = version.data.get(workload.spec.dataset), workload.generation
     if wanted is not None and found != wanted:
         raise DataError(
             f"{workload.folder()} holds {found or 'other data'}; version {version.name} has {wanted}. "
-            f"Make them: algoperf data generate --version {version.name} --out DIR"
+            f"Make them: algoperf data generate --version {options.version} --out DIR"
         )
 
 

@@ -76,7 +76,11 @@ def _terms(terms: WorkloadTerms) -> dict[str, Any]:
 
 def table(versions: list[BenchmarkVersion]) -> Table:
     """One row for each workload, variants under their base; a column of budgets for each version."""
-    result = Table(caption="Targets: validation / test. Budgets: submission time of the external ruleset, by version.")
+    caption = "Targets: validation / test. Budgets: submission time of the external ruleset, by version."
+    small = [version for version in versions if version.model_scale != "full"]
+    if small:
+        caption += f" Models of {', '.join(version.name for version in small)} are smaller and their data generated."
+    result = Table(caption=caption)
     result.add_column("workload", no_wrap=True)
     for heading in ("task", "data", "model", "loss", "metric"):
         result.add_column(heading)
@@ -84,7 +88,7 @@ def table(versions: list[BenchmarkVersion]) -> Table:
     result.add_column("targets", justify="right", no_wrap=True)
     for version in versions:
         result.add_column(version.name, justify="right", no_wrap=True)
-    specs = [workload_spec(name) for name in workload_names()]
+    specs = [workload_spec(name) for name in workload_names() if any(name in version.workloads for version in versions)]
     for spec in sorted(specs, key=lambda spec: (spec.base, spec.name != spec.base, spec.name)):
         terms = [version.workloads.get(spec.name) for version in versions]
         result.add_row(
@@ -94,7 +98,7 @@ def table(versions: list[BenchmarkVersion]) -> Table:
             spec.model,
             spec.loss.value.replace("_", " "),
             f"{spec.metric} {'↑' if spec.higher_is_better else '↓'}",
-            "" if spec.num_parameters is None else f"{spec.num_parameters:,}",
+            "" if spec.num_parameters is None or small == versions else f"{spec.num_parameters:,}",
             _targets({version.name: term for version, term in zip(versions, terms, strict=True) if term is not None}),
             *("-" if term is None else _duration(term.budget_seconds) for term in terms),
         )

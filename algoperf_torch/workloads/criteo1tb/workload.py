@@ -40,11 +40,8 @@ MLPS: dict[ModelScale, tuple[dict[str, Any], dict[str, Any]]] = {
     "test": ({"bottom": (64, 32), "top": (64, 32, 32)}, {"bottom": (32, 32), "top": (32, 32, 32)}),
     "mini": ({"bottom": (64, 32, 16), "top": (128, 128, 64, 32)}, {"bottom": (32, 32, 32), "top": (32, 32, 32, 32)}),
 }
-EVAL_CHUNKS: dict[ModelScale, int] = {
-    "full": 32_768,
-    "test": 32_768,
-    "mini": 4_096,
-}  # lines; the reference's evaluation batch of 8,192 is a matter of its memory
+# In lines; the reference's evaluation batch of 8,192 is a matter of its memory.
+EVAL_CHUNKS: dict[ModelScale, int] = {"full": 32_768, "test": 32_768, "mini": 4_096}
 
 
 class CriteoWorkload(Workload):
