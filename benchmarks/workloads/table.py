@@ -76,7 +76,9 @@ def measure_one(name: str, data_dir: Path, scale: str) -> dict[str, Any]:
     size = BATCHES[workload.spec.base] if scale == "full" else workload.spec.batch_size
     make = workload.train_batches(seed=0, global_batch_size=size, rank=0, world_size=1)
     batches = [workload.finish_batch(make(draw)) for draw in range(3)]
-    compiled_model, compiled_loss = (full_graph(part, torch.device("cpu")) for part in (model, workload.loss))
+    compiled_model, compiled_loss = (
+        full_graph(part, torch.device("cpu"), channels_last=workload.cpu_channels_last) for part in (model, workload.loss)
+    )
 
     def step(forward: Any, loss_of: Any, number: int) -> float:
         batch = batches[number % len(batches)]
