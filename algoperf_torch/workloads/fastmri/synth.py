@@ -15,7 +15,7 @@ from algoperf_torch.workloads.fastmri.data import CROP
 from algoperf_torch.workloads.fastmri.prepare import TRAIN_FOLDERS, VAL_FOLDERS
 
 DEFAULT_EXAMPLES = 32
-SETTINGS = {"crop": int}
+SETTINGS = {"crop": int}  # pixels of the square image
 SLICES = 4  # of a volume; the owner's have 30 to 40
 WIDTHS = (368, 372)  # as many times fewer as the crop is below 320
 BRIGHTNESS = 1e-4  # the owner's images have values of about this size

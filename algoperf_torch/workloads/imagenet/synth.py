@@ -11,20 +11,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import io as scipy_io
 
+from algoperf_torch.errors import UsageError
 from algoperf_torch.spec import Split
 from algoperf_torch.workloads.imagenet.data import SIDE
 from algoperf_torch.workloads.imagenet.raw import DEVKIT, TRAIN_TAR, V2_FOLDER, V2_TAR, VAL_TAR
 
 DEFAULT_EXAMPLES = 320
 GENERATOR = 2  # version
-SETTINGS = {"side": int}
+SETTINGS = {"side": int}  # pixels of the model's input
+SMALLEST = 32
 NUM_SHAPES, NUM_TEXTURES = 5, 4
 NUM_CLASSES = NUM_SHAPES * NUM_TEXTURES
 FIRST_SYNSET = 1_440_764
 
 
 def synthesise(folder: Path, *, num_train: int, seed: int, side: int = SIDE) -> dict[str, int]:
-    """Writes the owners' four archives, for pixels of `side` at evaluation; returns the number of images by split."""
+    """Writes the owners' four archives, for pictures of `side` pixels; returns the number of images by split.
+
+    Raises `UsageError` for a side that is too small for a shape, or larger than the model's.
+    """
+    if not SMALLEST <= side <= SIDE:
+        raise UsageError(f"--set side={side}: must be from {SMALLEST} to {SIDE}.")
     random = np.random.Generator(np.random.Philox(key=seed))
     num_classes = min(NUM_CLASSES, num_train)
     num_other = max(num_classes, num_train // 4)

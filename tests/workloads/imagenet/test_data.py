@@ -127,6 +127,16 @@ def test_bad_image(damage):
         data.decode(damage(jpeg(90, 80)))
 
 
+def test_lengths_of_augmentation_go_with_the_size():
+    """A translation is 100 of 224 pixels, half the side of Cutout's square 40."""
+    random = np.random.default_rng(3)
+    for side, distance, half in ((224, 100, 40), (48, 21, 8)):
+        image = Image.fromarray(random.integers(0, 256, size=(side, side, 3), dtype=np.uint8))
+        for name, offset in (("TranslateX", (-distance, 0)), ("TranslateY", (0, -distance))):
+            assert data.OPERATIONS[name](image, -1, 0, 0) == data._affine(image, translate=offset)
+        assert data.OPERATIONS["Cutout"](image, 1, 20, 30) == data.cutout(image, 20, 30, half=half)
+
+
 # --------------------------------------------------------------------------------------------------------- evaluation
 
 
@@ -139,8 +149,9 @@ def test_golden_validation_pixels(golden, photo):
 @pytest.mark.parametrize("size", [(400, 300), (300, 400), (256, 256), (257, 333), (100, 90), (224, 1_001)])
 def test_validation_pixels_are_torchvision_s(size):
     image = data.decode(jpeg(*size))
-    expected = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image)
-    np.testing.assert_array_equal(data.validation_pixels(image), np.asarray(expected).transpose(2, 0, 1))
+    for side, resized in ((224, 256), (48, 54)):
+        expected = v2.Compose([v2.Resize(resized), v2.CenterCrop(side)])(image)
+        np.testing.assert_array_equal(data.validation_pixels(image, side), np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_golden_test_pixels(golden, photo):
