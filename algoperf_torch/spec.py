@@ -157,6 +157,12 @@ class Generation:
     generator: int = 1  # version of the dataset's generator
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the generator, other than its defaults
 
+    def __post_init__(self) -> None:
+        if self.examples < 1 or self.seed < 0:
+            raise ValueError(f"examples is {self.examples} and seed {self.seed}; must be at least 1 and 0.")
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings is {self.settings!r}; write a table.")  # noqa: TRY004 - told like all the others
+
     def __str__(self) -> str:
         settings = "".join(f", {name} {value}" for name, value in sorted(self.settings.items()))
         return f"{self.examples:,} generated examples, seed {self.seed}, generator {self.generator}{settings}"
