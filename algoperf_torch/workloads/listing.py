@@ -99,21 +99,27 @@ def table(versions: list[BenchmarkVersion]) -> Table:
             spec.loss.value.replace("_", " "),
             f"{spec.metric} {'↑' if spec.higher_is_better else '↓'}",
             "" if spec.num_parameters is None or small == versions else f"{spec.num_parameters:,}",
-            _targets({version.name: term for version, term in zip(versions, terms, strict=True) if term is not None}),
+            _targets(
+                {version.name: term for version, term in zip(versions, terms, strict=True) if term is not None},
+                {version.name for version in small},
+            ),
             *("-" if term is None else _duration(term.budget_seconds) for term in terms),
         )
     return result
 
 
-def _targets(terms: dict[str, WorkloadTerms]) -> str:
-    """The targets, once where the versions agree."""
+def _targets(terms: dict[str, WorkloadTerms], small: set[str]) -> str:
+    """The targets, once where the versions agree; without names where all versions of full-size models do."""
     by_targets: dict[str, list[str]] = {}
     for version, term in terms.items():
         test = "" if term.test_target is None else f" / {term.test_target:g}"
         by_targets.setdefault(f"{term.validation_target:g}{test}", []).append(version)
     if len(by_targets) == 1:
         return next(iter(by_targets))
-    return "\n".join(f"{', '.join(names)}: {targets}" for targets, names in by_targets.items())
+    full = [name for name in terms if name not in small]
+    return "\n".join(
+        targets if names == full else f"{', '.join(names)}: {targets}" for targets, names in by_targets.items()
+    )
 
 
 def _duration(seconds: float) -> str:
