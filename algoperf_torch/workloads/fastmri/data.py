@@ -88,12 +88,14 @@ def reconstruct(measured: Complex, kept: NDArray[np.bool_]) -> Float:
     """Magnitude image float32 [crop, crop] of the kept columns; `measured` [width, crop] is what `columns` gives."""
     width, crop = measured.shape
     index = np.flatnonzero(kept)
-    spectrum = np.zeros((width, crop), dtype=np.complex64)
-    spectrum[(index - width // 2) % width] = measured[index]  # what ifftshift does to the columns
-    image = fft.ifft(spectrum, axis=0, norm="ortho", overwrite_x=True)
-    first = ((width - crop) // 2 - width // 2) % width  # fftshift, then crop
-    pixels: Float = np.abs(np.concatenate([image[first:], image[: max(0, first + crop - width)]])[:crop])
-    return pixels.T
+    spectrum = np.zeros((crop, width), dtype=np.complex64)
+    spectrum[:, (index - width // 2) % width] = measured[index].T  # what ifftshift does to the columns
+    image = fft.ifft(spectrum, axis=1, norm="ortho", overwrite_x=True)
+    first = (width - crop) // 2 - width // 2  # fftshift, then crop
+    pixels = np.empty((crop, crop), dtype=np.float32)
+    np.abs(image[:, first:], out=pixels[:, :-first])
+    np.abs(image[:, : first + crop], out=pixels[:, -first:])
+    return pixels
 
 
 def normalised(image: Float, target: Float, inputs: Float | None = None, targets: Float | None = None) -> Slice:
@@ -101,10 +103,13 @@ def normalised(image: Float, target: Float, inputs: Float | None = None, targets
 
     They are written to `inputs` and `targets`, float32 of the same shape, where these are given.
     """
-    mean, std = np.float32(image.mean(dtype=np.float64)), np.float32(image.std(dtype=np.float64))
     outputs = [np.empty(image.shape, dtype=np.float32) if out is None else out for out in (inputs, targets)]
+    mean = image.mean()
     for x, out in zip((image, target), outputs, strict=True):
         np.subtract(x, mean, out=out)
+    deviations = outputs[0].ravel()
+    std = np.sqrt(np.dot(deviations, deviations) / np.float32(image.size))
+    for out in outputs:
         np.divide(out, std, out=out)
         np.clip(out, -LIMIT, LIMIT, out=out)
     return Slice(outputs[0], outputs[1], float(mean), float(std))
