@@ -648,7 +648,7 @@ class DoctorOptions:
     """Shows what this machine has, what a benchmark version expects, and what is missing."""
 
     version: str = DEFAULT_VERSION
-    """Benchmark version whose machine is expected: v0.5, v0.6, v1.0, local, or the path of a TOML file."""
+    """Benchmark version whose machine is expected: v0.5, v0.6, v1.0, mini, local, or the path of a TOML file."""
     out: Path = Path("runs")
     """Directory that runs would be written to."""
 

@@ -39,7 +39,7 @@ class CompareOptions:
     runs: tuple[Path, ...] = (Path("runs"),)
     """Directories in which to look for names."""
     version: str | None = None
-    """Benchmark version: v0.5, v0.6, v1.0, local, or the path of a TOML file. Default: the one that the runs name."""
+    """Benchmark version: v0.5, v0.6, v1.0, mini, local, or a TOML file. Default: the one that the runs name."""
     ruleset: Literal["external", "self"] | None = None
     """Tuning ruleset. Default: the one that the runs name."""
     rule: Literal["official", "documented"] = "documented"

@@ -33,7 +33,7 @@ class ScoreOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of submissions, or single submissions: <submission>/study_<j>/<workload>_pytorch/trial_<i>."""
     version: str | None = None
-    """Benchmark version: v0.5, v0.6, v1.0, local, or the path of a TOML file. Default: the one that the runs name."""
+    """Benchmark version: v0.5, v0.6, v1.0, mini, local, or a TOML file. Default: the one that the runs name."""
     ruleset: Literal["external", "self"] | None = None
     """Tuning ruleset. Default: the one that the runs name, or else external where they hold hparams.json."""
     rule: Literal["official", "documented"] = "official"
