@@ -267,6 +267,23 @@ class TestOwnRuns:
         assert any(what in text for text in result.warnings)
         assert score_runs([tmp_path], submissions=("beta",)).scores["beta"] == 1.0
 
+    @pytest.mark.parametrize(("version", "scale"), [("mini", "mini"), ("mini", "full"), ("local", "mini")])
+    def test_the_version_s_own_scale_is_ranked(self, tmp_path, write_reached, own_record, version, scale):
+        record = own_record(version=version, options={"model_scale": scale})
+        write_reached(tmp_path, "alpha", 0, "finewebedu_lm", 1, 10.0, version=version, record=record)
+        told = [text for text in score_runs([tmp_path]).warnings if "not to be ranked" in text]
+        assert bool(told) == (version != scale)
+        if told:
+            own = "mini" if version == "mini" else "full"
+            assert f"Runs with --model-scale {scale}: version {version} has {own} models" in told[0]
+
+    def test_a_score_of_mini_is_over_all_its_workloads(self, tmp_path, write_reached, own_record):
+        record = own_record(version="mini", options={"model_scale": "mini"})
+        workloads = load_version("mini").base_workloads
+        for workload in workloads[1:]:
+            write_reached(tmp_path, "alpha", 0, workload, 1, 10.0, version="mini", record=record)
+        assert score_runs([tmp_path]).scores["alpha"] == pytest.approx((len(workloads) - 1) / len(workloads))
+
     def test_different_kernels_are_told(self, tmp_path, write_reached, own_record, capsys):
         kernels = {
             "alpha": {"choice": "default", "used": ["adam_"]},

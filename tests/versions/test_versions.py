@@ -10,6 +10,7 @@ import pytest
 from algoperf_torch.errors import UnknownNameError, UsageError
 from algoperf_torch.spec import Ruleset
 from algoperf_torch.versions import DEFAULT_VERSION, load_version, version_names
+from algoperf_torch.workloads.registry import workload_spec
 
 DATA = Path(__file__).parents[1] / "data" / "versions"
 PUBLISHED = ("v0.5", "v0.6", "v1.0")
@@ -140,6 +141,30 @@ def test_local_is_the_default_and_ranks_any_subset():
         assert version.terms(name) == load_version("v1.0").terms(name)
 
 
+def test_mini_is_the_benchmark_in_small():
+    version, full = load_version("mini"), load_version("v1.0")
+    assert (version.official, version.score_over, version.model_scale) == (False, "listed", "mini")
+    assert (version.protocol.compile_policy, version.protocol.stop_at) == ("off", "validation")
+    assert (version.tuning.studies, version.num_trials(Ruleset.EXTERNAL), version.tuning.points) == (3, 5, "shared")
+    assert version.base_workloads == tuple(version.workloads)
+    assert [name for name in full.base_workloads if name in version.workloads] == list(version.base_workloads)
+    assert set(version.data) == {workload_spec(name).dataset for name in version.base_workloads}
+    for name, terms in version.workloads.items():
+        assert (terms.metric, terms.test_target is None) == (
+            full.terms(name).metric,
+            full.terms(name).test_target is None,
+        )
+        assert version.step_limit(name, Ruleset.EXTERNAL) == terms.step_hint
+        assert 80 <= terms.budget_seconds / terms.eval_period_seconds <= 160
+        assert terms.budget_seconds <= 300
+
+
+def test_versions_that_publish_no_data_of_their_own():
+    for name in (*PUBLISHED, "local"):
+        version = load_version(name)
+        assert (version.model_scale, version.data, version.protocol.compile_policy != "off") == ("full", {}, True)
+
+
 @pytest.mark.parametrize(("name", "target", "hint", "budget"), [("mnist", 0.97, 7813, 60), ("cifar", 0.85, 4883, 3600)])
 def test_development_workloads(name, target, hint, budget):
     terms = load_version("local").terms(name)
@@ -155,7 +180,7 @@ def test_every_period_fits_into_its_budget_many_times():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(UnknownNameError, match=r"'v0\.7'.*local, v0\.5, v0\.6, v1\.0"):
+    with pytest.raises(UnknownNameError, match=r"'v0\.7'.*local, mini, v0\.5, v0\.6, v1\.0"):
         load_version("v0.7")
     with pytest.raises(UnknownNameError, match=r"workload of version v0\.6 'finewebedu_lm'.*criteo1tb"):
         load_version("v0.6").terms("finewebedu_lm")
@@ -235,6 +260,15 @@ def test_a_minimal_file_of_ones_own(tmp_path):
         ('base_workloads = ["a"]', 'base_workloads = ["a", "a"]', "twice"),
         ('base_workloads = ["a"]', 'base_workloads = "a"', "not a list of names"),
         ('base_workloads = ["a"]', 'base_workloads = ["a"]\nworkloads.b = 3', r"b is 3\. Write tables"),
+        ("[workloads.a]", "[data.b]\nseed = 1\n[workloads.a]", r"\[data\.b\]: key 'examples' is missing"),
+        ("[workloads.a]", "[data.b]\nexamples = 0\n[workloads.a]", r"\[data\.b\]: examples is 0 and seed 0"),
+        ("[workloads.a]", "[data.b]\nexamples = 1\nsettings = 3\n[workloads.a]", "settings is 3; write a table"),
+        ("[workloads.a]", "[data]\nb = 3\n[workloads.a]", r"b is 3\. Write tables: \[data\.<dataset>\]"),
+        (
+            'name = "mine"',
+            'name = "mine"\nmodel_scale = "big"',
+            "'big' is not allowed. Must be one of: full, test, mini",
+        ),
         ("[workloads.a]", "[workloads.a]\nvariant_of = 'b'", r"\[workloads\.a\]: variant_of = 'b'\. Write the name"),
         ("[workloads.a]", "[workloads.a]\nvariant_of = 'a'", r"variant_of = 'a'\. Write the name"),
         ("[workloads.a]", "[workloads.a]\nvariant_of = 7", r"variant_of = 7\. Write the name"),
