@@ -21,7 +21,14 @@ from algoperf_torch.workloads.base import ModelScale, Workload
 from algoperf_torch.workloads.librispeech.conformer import Conformer
 from algoperf_torch.workloads.librispeech.ctc import ctc, greedy_decode
 from algoperf_torch.workloads.librispeech.deepspeech import DeepSpeech
-from algoperf_torch.workloads.librispeech.prepare import MAX_SAMPLES, PREPARATION, TOKENIZER, load_tokenizer
+from algoperf_torch.workloads.librispeech.layers import MaskedBatchNorm
+from algoperf_torch.workloads.librispeech.prepare import (
+    MAX_SAMPLES,
+    PREPARATION,
+    TOKENIZER,
+    VOCABULARY_SIZE,
+    load_tokenizer,
+)
 from algoperf_torch.workloads.librispeech.wer import printed_tensor, word_errors
 from algoperf_torch.workloads.losses import weighted_loss
 from algoperf_torch.workloads.metrics import sum_row
@@ -38,9 +45,22 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "librispeech_deepspeech_no_resnet": {"residual": False},
     "librispeech_deepspeech_norm_and_spec_aug": {"layer_norm": True, "num_time_masks": 15, "num_frequency_masks": 4},
 }
-TEST_OPTIONS: dict[str, dict[str, Any]] = {
-    "librispeech_conformer": {"dim": 32, "depth": 1, "num_heads": 2},
-    "librispeech_deepspeech": {"dim": 32, "num_recurrent": 2, "num_feed_forward": 1},
+SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs at a scale
+    "full": {"librispeech_conformer": {}, "librispeech_deepspeech": {}},
+    "test": {
+        "librispeech_conformer": {"dim": 32, "depth": 1, "num_heads": 2},
+        "librispeech_deepspeech": {"dim": 32, "num_recurrent": 2, "num_feed_forward": 1},
+    },
+    "mini": {
+        "librispeech_conformer": {"dim": 64, "depth": 2, "num_heads": 4, "vocabulary_size": 96},
+        "librispeech_deepspeech": {"dim": 64, "num_recurrent": 2, "num_feed_forward": 1, "vocabulary_size": 96},
+    },
+}
+BATCH_NORM_MOMENTUM = {"mini": 0.02}  # in hundreds of steps, the model's own 0.001 would keep the initial statistics
+SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+    "full": {},
+    "test": {"batch_size": 8, "eval_batch_size": 32, "num_parameters": None},
+    "mini": {"batch_size": 8, "eval_batch_size": 256, "num_eval_train": 256, "num_parameters": None},
 }
 
 
@@ -51,7 +71,10 @@ class Limits(NamedTuple):
     tokens: int = MAX_TOKENS
 
 
-TEST_LIMITS = Limits(samples=80_000, tokens=64)  # longer utterances are left out
+SMALL_LIMITS: dict[str, Limits] = {  # longer utterances are left out
+    "test": Limits(samples=80_000, tokens=64),
+    "mini": Limits(samples=9_600, tokens=16),
+}
 
 
 class LibriSpeechWorkload(Workload):
@@ -65,7 +88,7 @@ class LibriSpeechWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        self.limits = TEST_LIMITS if model_scale == "test" else Limits()
+        self.limits = SMALL_LIMITS.get(model_scale, Limits())
         self._packed: Packed | None = None
         self._usable: dict[Split, NDArray[np.int64]] = {}  # examples within the limits, where some are not
 
@@ -78,7 +101,13 @@ class LibriSpeechWorkload(Workload):
         if self._packed is not None:
             return
         self._packed = self.open_packed(preparation=PREPARATION)
-        if self.model_scale == "test":
+        outputs = self.model_options().get("vocabulary_size", VOCABULARY_SIZE)
+        if self.tokenizer.vocab_size() > outputs:
+            raise DataError(
+                f"{self._packed.folder} has {self.tokenizer.vocab_size():,} word pieces, the model {outputs:,} outputs. "
+                f"Give it another --data-dir, or use another --model-scale than {self.model_scale!r}."
+            )
+        if self.model_scale in SMALL_LIMITS:
             self._usable = {split: self._within_limits(self._packed.split(split)) for split in _STORED}
             train, validation, test = (len(self._usable[split]) for split in _STORED)
             eval_train = min(self.spec.num_eval_train, train)
@@ -99,11 +128,17 @@ class LibriSpeechWorkload(Workload):
 
     # ---------------------------------------------------------------- model and loss
 
+    def model_options(self) -> dict[str, Any]:
+        scaled = SCALE_OPTIONS[self.model_scale][self.spec.base]
+        return {"dropout": self.spec.default_dropout, **OPTIONS[self.spec.name], **scaled}
+
     def build_model(self) -> nn.Module:
-        options = {"dropout": self.spec.default_dropout, **OPTIONS[self.spec.name]}
-        if self.model_scale == "test":
-            options |= TEST_OPTIONS[self.spec.base]
-        return Conformer(**options) if self.spec.base == "librispeech_conformer" else DeepSpeech(**options)
+        options = self.model_options()
+        model = Conformer(**options) if self.spec.base == "librispeech_conformer" else DeepSpeech(**options)
+        for module in model.modules():
+            if isinstance(module, MaskedBatchNorm):
+                module.momentum = BATCH_NORM_MOMENTUM.get(self.model_scale, module.momentum)
+        return model
 
     def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [batch, frames, vocabulary] and paddings [batch, frames]."""
@@ -218,6 +253,4 @@ def _paddings(lengths: Tensor, size: int) -> Tensor:
 
 
 def build(spec: WorkloadSpec, data_dir: Path | None, model_scale: ModelScale) -> LibriSpeechWorkload:
-    if model_scale == "test":
-        spec = replace(spec, batch_size=8, eval_batch_size=32, num_parameters=None)
-    return LibriSpeechWorkload(spec, data_dir=data_dir, model_scale=model_scale)
+    return LibriSpeechWorkload(replace(spec, **SCALE_SPEC[model_scale]), data_dir=data_dir, model_scale=model_scale)

@@ -76,7 +76,7 @@ def prepare(
     """Packs the folder `raw` as `out`.
 
     Args:
-        vocab_size: pieces of the tokenizer that is trained here; 32,000, or 192 for synthetic data.
+        vocab_size: pieces of the tokenizer that is trained here; 32,000, or at most 192 for synthetic data.
         tokenizer: an existing sentencepiece model to use instead.
 
     Raises `DataError` and `UsageError`.
@@ -97,7 +97,10 @@ def prepare(
     def fill(packing: Packing) -> dict[str, Any]:
         sizes = [count_pairs(corpus) for corpus in corpora]
         if tokenizer is None:
-            make = partial(train_on_pairs, corpora=corpora, sizes=sizes, vocab_size=settings["vocab_size"])
+            at_most = synthetic and vocab_size is None
+            make = partial(
+                train_on_pairs, corpora=corpora, sizes=sizes, vocab_size=settings["vocab_size"], at_most=at_most
+            )
         else:
             make = partial(shutil.copyfile, tokenizer)
         model = packing.asset("sentencepiece.model", make)
@@ -174,9 +177,9 @@ def write_pairs(part: PartWriter, lines: Lines) -> None:
             part.append(f"{name}_count", counts)
 
 
-def train_on_pairs(path: Path, *, corpora: list[PairFiles], sizes: list[int], vocab_size: int) -> None:
+def train_on_pairs(path: Path, *, corpora: list[PairFiles], sizes: list[int], vocab_size: int, at_most: bool) -> None:
     """Trains the tokenizer on pairs from all corpora in random order, up to 10^7 bytes of text."""
-    train_tokenizer(training_sentences(corpora, sizes), path, vocab_size)
+    train_tokenizer(training_sentences(corpora, sizes), path, vocab_size, at_most=at_most)
 
 
 def training_sentences(corpora: list[PairFiles], sizes: list[int]) -> Iterator[str]:

@@ -19,8 +19,11 @@ VOCAB_SIZE = 32_000
 TRAINING_BYTES = 10**7
 
 
-def train_tokenizer(sentences: Iterable[str], model: Path, vocab_size: int) -> None:
-    """Writes a unigram model. Raises `DataError` where the text is too small for so many pieces."""
+def train_tokenizer(sentences: Iterable[str], model: Path, vocab_size: int, *, at_most: bool = False) -> None:
+    """Writes a unigram model of `vocab_size` pieces.
+
+    Where the text is too small for so many, it raises `DataError`, or has fewer if `at_most`.
+    """
     import sentencepiece
 
     with model.open("wb") as file:
@@ -31,6 +34,7 @@ def train_tokenizer(sentences: Iterable[str], model: Path, vocab_size: int) -> N
                 model_type="unigram",
                 vocab_size=vocab_size,
                 character_coverage=1.0,
+                hard_vocab_limit=not at_most,
                 minloglevel=2,
             )
         except RuntimeError as error:

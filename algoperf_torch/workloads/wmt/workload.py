@@ -43,9 +43,9 @@ SCALE_OPTIONS: dict[str, dict[str, Any]] = {  # how the model differs at a scale
 SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 16, "eval_batch_size": 64},
-    "mini": {"batch_size": 8, "eval_batch_size": 192, "num_eval_train": 192, "num_parameters": None},
+    "mini": {"batch_size": 8, "eval_batch_size": 128, "num_eval_train": 128, "num_parameters": None},
 }
-EVALUATED = {"mini": 192}  # sentences of an evaluation split at most, the first ones: beam search takes long
+EVALUATED = {"mini": 128}  # sentences of an evaluation split at most, the first ones: beam search takes long
 
 
 class TransformerDecoder:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from algoperf_torch.errors import DataError
+from algoperf_torch.errors import DataError, UsageError
 from algoperf_torch.workloads.librispeech import synth
 from algoperf_torch.workloads.librispeech.prepare import read_audio, read_chapter
 
@@ -54,3 +54,25 @@ def test_speakers_differ(tmp_path):
     soundfile.write(tmp_path / "low.flac", low, 16_000, subtype="PCM_16")
     assert np.array_equal(read_audio(tmp_path / "low.flac"), low)
     assert len(low) != len(high) or not np.array_equal(low, high)
+
+
+def test_short_utterances_are_the_same_whatever_is_installed(tmp_path, monkeypatch):
+    contents = []
+    for program in (None, "/nowhere/espeak-ng"):
+        monkeypatch.setattr(synth.shutil, "which", lambda name, program=program: program)
+        folder = tmp_path / str(len(contents))
+        synth.synthesise(folder, num_train=12, seed=0, words=5, letter_ms=30)
+        contents.append([path.read_bytes() for path in sorted(folder.rglob("*.flac"))])
+    assert contents[0] == contents[1]
+    utterances = [u for path in (tmp_path / "0").rglob("*.trans.txt") for u in read_chapter(path)]
+    short = [u for u in utterances if len(u.text) < 50]  # one is too long to be kept
+    assert len(short) == len(utterances) - 1
+    assert all(1 <= len(u.text.split()) <= 3 for u in short)
+    assert len({word for u in short for word in u.text.split()}) <= 5
+    assert max(len(read_audio(u.audio)) for u in short) < 16_000
+
+
+@pytest.mark.parametrize("settings", [{"words": 0}, {"words": 48}, {"letter_ms": 4}], ids=str)
+def test_settings_that_cannot_be(settings, tmp_path):
+    with pytest.raises(UsageError, match=r"words to say|too short"):
+        synth.synthesise(tmp_path / "raw", num_train=2, seed=0, **settings)
