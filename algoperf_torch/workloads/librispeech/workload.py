@@ -100,13 +100,15 @@ class LibriSpeechWorkload(Workload):
     def open(self) -> None:
         if self._packed is not None:
             return
-        self._packed = self.open_packed(preparation=PREPARATION)
+        packed = self.open_packed(preparation=PREPARATION)
+        pieces = load_tokenizer(packed.folder / TOKENIZER).vocab_size()
         outputs = self.model_options().get("vocabulary_size", VOCABULARY_SIZE)
-        if self.tokenizer.vocab_size() > outputs:
+        if pieces > outputs:
             raise DataError(
-                f"{self._packed.folder} has {self.tokenizer.vocab_size():,} word pieces, the model {outputs:,} outputs. "
+                f"{packed.folder} has {pieces:,} word pieces, the model {outputs:,} outputs. "
                 f"Give it another --data-dir, or use another --model-scale than {self.model_scale!r}."
             )
+        self._packed = packed
         if self.model_scale in SMALL_LIMITS:
             self._usable = {split: self._within_limits(self._packed.split(split)) for split in _STORED}
             train, validation, test = (len(self._usable[split]) for split in _STORED)
