@@ -77,7 +77,8 @@ def measure_one(name: str, data_dir: Path, scale: str) -> dict[str, Any]:
     make = workload.train_batches(seed=0, global_batch_size=size, rank=0, world_size=1)
     batches = [workload.finish_batch(make(draw)) for draw in range(3)]
     compiled_model, compiled_loss = (
-        full_graph(part, torch.device("cpu"), channels_last=workload.cpu_channels_last) for part in (model, workload.loss)
+        full_graph(part, torch.device("cpu"), channels_last=workload.cpu_channels_last)
+        for part in (model, workload.loss)
     )
 
     def step(forward: Any, loss_of: Any, number: int) -> float:
