@@ -305,11 +305,11 @@ def _submit_array(
     ) as error:  # submitit's errors are RuntimeErrors; the list stays, should it run after all
         reason = _last_line(told.getvalue()) if told.getvalue() else str(error).splitlines()[0]
         raise UsageError(f"SLURM refused the trials of {trials[0].options.workload}: {reason}") from error
-    note["jobs"] = [job.job_id for job in jobs]
-    write_json(folder / "trials.json", note)
     for directory, job in zip(directories, jobs, strict=True):
         for kind, path in (("out", job.paths.stdout), ("err", job.paths.stderr)):
             _link(directory.with_name(f"slurm_{directory.name}.{kind}"), path)
+    note["jobs"] = [job.job_id for job in jobs]  # last: once the jobs are noted, all of this is there
+    write_json(folder / "trials.json", note)
     return str(jobs[0].job_id).partition("_")[0]
 
 
