@@ -25,17 +25,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "criteo1tb_embed_init": {"init_scale": 1.0},
     "criteo1tb_resnet": {"residual": True, "bottom": (256, 256, 256), "top": (256, 256, 256, 256)},
 }
-FACTS: dict[ModelScale, dict[str, Any]] = {
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 1_024},
     "mini": {"batch_size": 512, "num_eval_train": 4_096},
 }
-SMALL: dict[ModelScale, dict[str, Any]] = {  # of the model; `bottom` and `top` by whether it has skip connections
+SCALE_OPTIONS: dict[ModelScale, dict[str, Any]] = {  # how the model differs at a scale
     "full": {},
     "test": {"num_rows": 4_096, "embedding_width": 32},
     "mini": {"num_rows": 8_192, "embedding_width": 16},
 }
-MLPS: dict[ModelScale, tuple[dict[str, Any], dict[str, Any]]] = {
+MLPS: dict[ModelScale, tuple[dict[str, Any], dict[str, Any]]] = {  # without skip connections, with them
     "full": ({}, {}),
     "test": ({"bottom": (64, 32), "top": (64, 32, 32)}, {"bottom": (32, 32), "top": (32, 32, 32)}),
     "mini": ({"bottom": (64, 32, 16), "top": (128, 128, 64, 32)}, {"bottom": (32, 32, 32), "top": (32, 32, 32, 32)}),
@@ -49,13 +49,13 @@ class CriteoWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        self.spec = replace(spec, **FACTS[model_scale])
+        self.spec = replace(spec, **SCALE_SPEC[model_scale])
         self._splits: dict[Split, PackedSplit] = {}
         self._piece_lines = 0
 
     def model_options(self) -> dict[str, Any]:
         options = {**VARIANTS[self.spec.name], "dropout": self.spec.default_dropout}
-        return options | SMALL[self.model_scale] | MLPS[self.model_scale][bool(options.get("residual"))]
+        return options | SCALE_OPTIONS[self.model_scale] | MLPS[self.model_scale][bool(options.get("residual"))]
 
     def build_model(self) -> Dlrm:
         return Dlrm(**self.model_options())

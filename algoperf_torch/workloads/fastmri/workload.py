@@ -32,13 +32,13 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "fastmri_tanh": {"activation": "tanh"},
     "fastmri_layernorm": {"layer_norm": True},
 }
-SHRINK = {"full": 1, "test": 16, "mini": 4}  # so many times fewer channels
-SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+SHRINK: dict[ModelScale, int] = {"full": 1, "test": 16, "mini": 4}  # so many times fewer channels
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 4, "eval_batch_size": 16, "num_parameters": None},
     "mini": {"batch_size": 8, "eval_batch_size": 256, "num_eval_train": 32, "num_parameters": None},
 }
-CROPS = {"full": CROP, "test": CROP, "mini": 64}  # pixels of the square image
+CROPS: dict[ModelScale, int] = {"full": CROP, "test": CROP, "mini": 64}  # pixels of the square image
 NUMBERS = ("mean", "std", "volume_max")  # of every example
 
 

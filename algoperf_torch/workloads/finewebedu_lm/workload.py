@@ -27,8 +27,16 @@ EVAL_BATCHES = {Split.EVAL_TRAIN: 40, Split.VALIDATION: 391}  # of 256 windows, 
 MINI_EVAL_BATCHES = {Split.EVAL_TRAIN: 1, Split.VALIDATION: 2}
 WINDOWS_PER_EVAL_BATCH = 256
 TINY = {"vocab_size": 512, "width": 64, "num_layers": 2, "num_heads": 2, "mlp_width": 256, "context": 64}
-SMALL: dict[ModelScale, dict[str, Any]] = {"full": {}, "test": TINY, "mini": TINY}
-BATCH_SIZES: dict[ModelScale, int] = {"full": 64, "test": 16, "mini": 16}
+SCALE_OPTIONS: dict[ModelScale, dict[str, Any]] = {
+    "full": {},
+    "test": TINY,
+    "mini": TINY,
+}  # how the model differs at a scale
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
+    "full": {},
+    "test": {"batch_size": 16},
+    "mini": {"batch_size": 16},
+}
 
 
 class LanguageModelWorkload(Workload):
@@ -38,11 +46,11 @@ class LanguageModelWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        self.spec = replace(spec, batch_size=BATCH_SIZES[model_scale])
+        self.spec = replace(spec, **SCALE_SPEC[model_scale])
         self._windows: dict[Split, NDArray[np.uint16]] = {}
 
     def model_options(self) -> dict[str, Any]:
-        return SMALL[self.model_scale]
+        return SCALE_OPTIONS[self.model_scale]
 
     def build_model(self) -> LanguageModel:
         return LanguageModel(**self.model_options())

@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "imagenet_vit_post_ln": {"post_norm": True},
     "imagenet_vit_map": {"attention_pool": True},
 }
-SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs at a scale
+SCALE_OPTIONS: dict[ModelScale, dict[str, dict[str, Any]]] = {  # how the model differs at a scale
     "full": {"imagenet_resnet": {}, "imagenet_vit": {}},
     "test": {
         "imagenet_resnet": {"stage_sizes": (2, 1, 1, 1), "width": 4},
@@ -57,12 +57,12 @@ SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs
         "imagenet_vit": {"dim": 64, "depth": 2, "num_heads": 2, "hidden": 128, "patch_size": 8, "num_classes": 20},
     },
 }
-SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 32, "eval_batch_size": 64, "num_parameters": None},
     "mini": {"batch_size": 64, "eval_batch_size": 512, "num_eval_train": 400, "num_parameters": None},
 }
-SIDES = {"full": SIDE, "test": SIDE, "mini": 48}  # pixels of the model's input
+SIDES: dict[ModelScale, int] = {"full": SIDE, "test": SIDE, "mini": 48}  # pixels of the model's input
 CACHE_SHARE = 0.25  # of the free memory: evaluation pixels of training images are kept below this
 
 

@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # how a variant's model differs
     "librispeech_deepspeech_no_resnet": {"residual": False},
     "librispeech_deepspeech_norm_and_spec_aug": {"layer_norm": True, "num_time_masks": 15, "num_frequency_masks": 4},
 }
-SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs at a scale
+SCALE_OPTIONS: dict[ModelScale, dict[str, dict[str, Any]]] = {  # how the model differs at a scale
     "full": {"librispeech_conformer": {}, "librispeech_deepspeech": {}},
     "test": {
         "librispeech_conformer": {"dim": 32, "depth": 1, "num_heads": 2},
@@ -56,8 +56,10 @@ SCALE_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # how the model differs
         "librispeech_deepspeech": {"dim": 64, "num_recurrent": 2, "num_feed_forward": 1, "vocabulary_size": 96},
     },
 }
-BATCH_NORM_MOMENTUM = {"mini": 0.02}  # in hundreds of steps, the model's own 0.001 would keep the initial statistics
-SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+BATCH_NORM_MOMENTUM: dict[ModelScale, float] = {
+    "mini": 0.02
+}  # in hundreds of steps, the model's own 0.001 would keep the initial statistics
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 8, "eval_batch_size": 32, "num_parameters": None},
     "mini": {"batch_size": 8, "eval_batch_size": 256, "num_eval_train": 256, "num_parameters": None},
@@ -71,7 +73,7 @@ class Limits(NamedTuple):
     tokens: int = MAX_TOKENS
 
 
-SMALL_LIMITS: dict[str, Limits] = {  # longer utterances are left out
+SMALL_LIMITS: dict[ModelScale, Limits] = {  # longer utterances are left out
     "test": Limits(samples=80_000, tokens=64),
     "mini": Limits(samples=9_600, tokens=16),
 }

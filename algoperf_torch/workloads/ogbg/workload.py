@@ -29,12 +29,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ogbg_silu": {"activation": "silu"},
     "ogbg_model_size": {"latent": 128, "hidden": (256, 256), "num_steps": 3},
 }
-FACTS: dict[ModelScale, dict[str, Any]] = {
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 64, "eval_batch_size": 512},
     "mini": {"batch_size": 64, "eval_batch_size": 2_048, "num_eval_train": 1_024},
 }
-SMALL: dict[ModelScale, dict[str, Any]] = {  # `hidden` is the width of as many hidden layers as the variant has
+SCALE_OPTIONS: dict[ModelScale, dict[str, Any]] = {  # `hidden` is the width of as many hidden layers as the variant has
     "full": {},
     "test": {"latent": 32, "hidden": 32, "num_steps": 2},
     "mini": {"latent": 64, "hidden": 64, "num_steps": 2},
@@ -48,13 +48,13 @@ class OgbgWorkload(Workload):
 
     def __init__(self, spec: WorkloadSpec, *, data_dir: Path | None = None, model_scale: ModelScale = "full") -> None:
         super().__init__(spec, data_dir=data_dir, model_scale=model_scale)
-        self.spec = replace(spec, **FACTS[model_scale])
+        self.spec = replace(spec, **SCALE_SPEC[model_scale])
         self._packed: Packed | None = None
         self._stores: dict[Split, GraphStore] = {}
 
     def model_options(self) -> dict[str, Any]:
         options = {**VARIANTS[self.spec.name], "dropout": self.spec.default_dropout}
-        small = dict(SMALL[self.model_scale])
+        small = dict(SCALE_OPTIONS[self.model_scale])
         if small:
             small["hidden"] = (small["hidden"],) * len(options.get("hidden", (1,)))
         return options | small

@@ -35,17 +35,19 @@ BEAMS = 4
 ALPHA = 0.6
 MAX_LENGTH = 256
 _SMALL = {"vocab_size": 512, "width": 64, "num_layers": 2, "num_heads": 4, "mlp_width": 64, "max_length": 64}
-SCALE_OPTIONS: dict[str, dict[str, Any]] = {  # how the model differs at a scale
+SCALE_OPTIONS: dict[ModelScale, dict[str, Any]] = {  # how the model differs at a scale
     "full": {},
     "test": _SMALL,
     "mini": _SMALL | {"vocab_size": SYNTHETIC_VOCAB_SIZE, "max_length": 32},
 }
-SCALE_SPEC: dict[str, dict[str, Any]] = {  # how the facts differ
+SCALE_SPEC: dict[ModelScale, dict[str, Any]] = {  # how the facts differ
     "full": {},
     "test": {"batch_size": 16, "eval_batch_size": 64},
     "mini": {"batch_size": 8, "eval_batch_size": 128, "num_eval_train": 128, "num_parameters": None},
 }
-EVALUATED = {"mini": 128}  # sentences of an evaluation split at most, the first ones: beam search takes long
+EVALUATED: dict[ModelScale, int] = {
+    "mini": 128
+}  # sentences of an evaluation split at most, the first ones: beam search takes long
 
 
 class TransformerDecoder:

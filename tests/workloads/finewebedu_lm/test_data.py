@@ -141,7 +141,7 @@ def test_no_documents(tmp_path, raw):
 
 
 def test_vocabulary_too_large_for_the_model(data_dir, monkeypatch):
-    monkeypatch.setitem(module.SMALL, "test", {**module.TINY, "vocab_size": 300})
+    monkeypatch.setitem(module.SCALE_OPTIONS, "test", {**module.TINY, "vocab_size": 300})
     with pytest.raises(DataError, match=r"tokenizer of \d+ tokens, the model has 300"):
         build_workload("finewebedu_lm", data_dir, model_scale="test").open()
 
