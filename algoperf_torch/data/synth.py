@@ -28,7 +28,8 @@ class SynthOptions:
     seed: int = 0
     """Another seed gives other data."""
     set: tuple[str, ...] = ()
-    """Settings of the dataset's generator, as name=value (imagenet: side)."""
+    """Settings of the generator, as name=value: crop (fastmri), side (imagenet), words (librispeech, wmt), letter_ms
+    (librispeech)."""
     overwrite: bool = False
     """Replace the folder if it exists."""
 
