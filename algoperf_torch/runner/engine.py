@@ -50,16 +50,16 @@ class ModelEngine:
         return nullcontext()
 
 
-def full_graph(function: Callable[..., Any], device: torch.device, *, channels_last: bool = True) -> Any:
+def full_graph(function: Callable[..., Any], device: torch.device) -> Any:
     """The function, or module, compiled to one graph of static shapes.
 
     On a CPU random numbers come from torch itself: the compiler's own generator makes one at a time there, which costs
-    more than it saves (with dropout, a third of a step of the small translation model). And there the compiler turns all
-    convolutions to channels-last memory, unless `channels_last` is off.
+    more than it saves (with dropout, a third of a step of the small translation model). And convolutions keep the memory
+    layout of their inputs there: in the compiler's own choice, channels last, some of the models would be slower than eager.
     """
     options: dict[str, str | int | bool | Callable[..., Any]] = {
         "fallback_random": True,
-        "layout_optimization": channels_last,
+        "layout_optimization": False,
     }
     return torch.compile(function, fullgraph=True, dynamic=False, options=options if device.type == "cpu" else None)
 
@@ -86,9 +86,7 @@ def build_engine(
     loss: LossFunction = workload.loss
     inner: nn.Module = model
     if compiled:
-        inner, loss = (
-            full_graph(part, ranks.device, channels_last=workload.cpu_channels_last) for part in (model, workload.loss)
-        )
+        inner, loss = (full_graph(part, ranks.device) for part in (model, workload.loss))
     training = inner
     if ranks.world_size > 1:
         training = DistributedDataParallel(

@@ -30,7 +30,6 @@ class Workload(ABC):
     prefetch_depth: ClassVar[int] = (
         2  # batches kept ready by the training stream; 0 where making one costs microseconds
     )
-    cpu_channels_last: ClassVar[bool] = True  # whether compiled convolutions gain by that layout on a CPU
     reference_devices: int = 8  # of the reference hardware; where they shape a batch, it is made as for so many
     eval_chunks_per_batch: ClassVar[int] = 8  # an evaluation batch is computed in so many chunks of fixed shape
 
