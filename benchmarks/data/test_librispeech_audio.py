@@ -15,7 +15,7 @@ import torchaudio
 from algoperf_torch.data.packed import Job, Packing, PartWriter, pack
 from algoperf_torch.spec import Split
 from algoperf_torch.workloads.librispeech.features import LogMel
-from algoperf_torch.workloads.librispeech.prepare import DATASET, PREPARATION
+from algoperf_torch.workloads.librispeech.prepare import DATASET, PREPARATION, TOKENIZER, train_tokenizer
 from algoperf_torch.workloads.registry import build_workload
 
 UTTERANCES, SECONDS = 64, 12.3  # the mean length in LibriSpeech
@@ -43,7 +43,11 @@ def test_waveforms(race, tmp_path: Path):
     for number, samples in enumerate(recordings):
         soundfile.write(tmp_path / f"{number}.flac", samples, 16_000, subtype="PCM_16")
 
+    transcript = tmp_path / "1-1.trans.txt"
+    transcript.write_text("".join(f"1-1-{number:04} THE {word} IS HERE\n" for number, word in enumerate("ABCDEFGH")))
+
     def fill(packing: Packing) -> dict:
+        packing.asset(TOKENIZER, lambda path: train_tokenizer(path, [transcript]))
         packing.run([Job(split, "all", recordings) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)], write)
         return {}
 
