@@ -129,10 +129,12 @@ def _print(result: ScoreResult, comparison: Comparison, names: Sequence[str], co
     shown = [printable(name) for name in names]
     console.print(Text(verdict(comparison, *shown), style="bold"))
     over = f"{comparison.workloads} workload{'s' if comparison.workloads != 1 else ''} of version {result.version.name}"
+    interval = f"{comparison.low:.2f} to {comparison.high:.2f} times in {LEVEL:.0%} of resampled studies, over {over}."
+    if comparison.studies < 2:
+        interval = f"One study, over {over}: no interval can be given."
     console.print(
         Text(
-            f"{comparison.low:.2f} to {comparison.high:.2f} times in {LEVEL:.0%} of resampled studies, over {over}. "
-            f"Would it hold on other workloads? p = {comparison.p_workloads:.2g}; smallest possible: "
+            f"{interval} Would it hold on other workloads? p = {comparison.p_workloads:.2g}; smallest possible: "
             f"{comparison.p_workloads_smallest:.2g}.",
             style="dim",
         )
@@ -186,7 +188,7 @@ def _to_json(result: ScoreResult, comparison: Comparison, names: Sequence[str]) 
         "version": result.version.name,
         "rule": result.rule.value,
         "speedup": comparison.speedup,
-        "interval": [comparison.low, comparison.high],
+        "interval": None if comparison.studies < 2 else [comparison.low, comparison.high],
         "workloads": comparison.workloads,
         "p_studies": comparison.p_studies,
         "p_workloads": comparison.p_workloads,

@@ -328,13 +328,17 @@ def score_logs(
 def censoring_budgets(logs: Logs, version: BenchmarkVersion, ruleset: Ruleset, workloads: Sequence[str]) -> Floats:
     """Seconds per workload that a target not reached is charged with: the budget.
 
-    Outside official versions runs may have had a budget of their own; then at least as long as any of them trained.
+    Outside official versions runs may have had a budget of their own; then at least as long as any of them trained. Where
+    such a version limits the steps, trials end long before the budget; then just as long as any of them trained.
     """
     budgets = {name: version.budget_seconds(name, ruleset) for name in workloads}
     if not version.official:
+        trained: dict[str, float] = {}
         for trial in logs.trials:
             if trial.workload in budgets and len(trial.seconds):
-                budgets[trial.workload] = max(budgets[trial.workload], float(trial.seconds[-1]))
+                trained[trial.workload] = max(trained.get(trial.workload, 0.0), float(trial.seconds[-1]))
+        limited = version.protocol.step_limit_hints is not None
+        budgets |= {name: longest if limited else max(longest, budgets[name]) for name, longest in trained.items()}
     return np.array([budgets[name] for name in workloads])
 
 

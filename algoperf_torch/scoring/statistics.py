@@ -105,6 +105,7 @@ class Comparison:
     low: float
     high: float  # bounds of the central 95 % of resampled studies
     workloads: int
+    studies: int  # of the workload that has most, of either submission
     p_studies: float  # permutation of studies between the two, within workloads: these workloads, other seeds
     p_studies_smallest: float  # the smallest that so few studies could give
     p_workloads: float  # paired, signs of the workloads' logarithmic ratios: other workloads
@@ -145,6 +146,7 @@ def compare_times(
         low=float(np.exp(min(low, mean))),
         high=float(np.exp(max(high, mean))),
         workloads=int(both.sum()),
+        studies=int(max((~np.isnan(times)).sum(axis=-1).max() for times in (a, b))),
         p_studies=p_studies,
         p_studies_smallest=smallest,
         p_workloads=p_workloads,

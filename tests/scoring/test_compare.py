@@ -59,6 +59,16 @@ def test_json(runs, tmp_path):
     assert content["speedup"] > 1
 
 
+def test_an_interval_needs_more_than_one_study(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for first, second, interval in (("once", "never", False), ("fast", "slow", True)):
+        assert cli.main(["compare", first, second, "--runs", str(runs)]) == 0
+        out = capsys.readouterr().out
+        assert ("95% of resampled studies" in out, "no interval can be given" in out) == (interval, not interval)
+        assert cli.main(["compare", first, second, "--runs", str(runs), "--json", "-"]) == 0
+        assert (json.loads(capsys.readouterr().out)["interval"] is not None) == interval
+
+
 @pytest.mark.parametrize(
     ("first", "second", "error", "message"),
     [

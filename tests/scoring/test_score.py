@@ -183,6 +183,15 @@ class TestGeneratedLogs:
         result = score_runs([tmp_path], "local", reference="alpha")
         assert result.speedups[1] == pytest.approx(2 * budget / (3 * budget + 1))
 
+    def test_where_steps_are_limited_the_longest_training_is_charged(self, tmp_path, write_reached):
+        workloads = load_version("mini").base_workloads
+        for workload in workloads:
+            write_reached(tmp_path, "alpha", 0, workload, 1, 10.0, version="mini")
+            write_reached(tmp_path, "never", 0, workload, 1, math.inf, version="mini")
+        assert all(load_version("mini").terms(workload).budget_seconds >= 50 for workload in workloads)
+        result = score_runs([tmp_path], "mini", reference="alpha")
+        assert result.speedups[1] == pytest.approx(10.0 / (50 + 1))
+
 
 class TestOwnRuns:
     def test_times_steps_and_score_over_the_workloads_present(self, tmp_path, write_reached, own_record):
