@@ -23,7 +23,7 @@ from algoperf_torch.runner.record import read_json, read_rows
 from algoperf_torch.runner.seeds import TrialSeeds, draw_trial_seed
 from algoperf_torch.runner.status import Status
 from algoperf_torch.spec import Ruleset, Target
-from algoperf_torch.versions import DEFAULT_VERSION, BenchmarkVersion, load_version
+from algoperf_torch.versions import DEFAULT_VERSION, BenchmarkVersion, recorded_version, version_names
 
 SCHEMA = Path(__file__).with_name("trial.schema.json")
 SLACK = 0.05  # seconds: clocks are read one after the other
@@ -449,9 +449,10 @@ def check_official(trial: Trial) -> None:
 
 
 def check_conditions(trial: Trial) -> None:
-    """Every version but `local` fixes how a trial is run."""
+    """Built-in versions but `local`, and official ones, fix how a trial is run."""
     version = _version(trial)
-    if version.name == DEFAULT_VERSION:
+    own = version.name == DEFAULT_VERSION or version.name not in version_names()
+    if own and not version.official:
         return
     if trial.get("clock") != "real":
         trial.invalid(f"the clock was {trial.get('clock')!r}")
@@ -558,7 +559,7 @@ def _groups(
 
 
 def _version(trial: Trial) -> BenchmarkVersion:
-    return load_version(trial.get("version"))
+    return recorded_version(trial.summary)
 
 
 def _value(row: Mapping[str, str], name: str) -> float:

@@ -24,7 +24,7 @@ from algoperf_torch.runner.plan import duration
 from algoperf_torch.runner.record import read_heartbeat, read_json, read_rows
 from algoperf_torch.runner.status import Status
 from algoperf_torch.runner.supervise import is_locked, output_file, read_attempts
-from algoperf_torch.versions import load_version
+from algoperf_torch.versions import recorded_version
 
 SILENT_SECONDS = 900.0  # a trial on another host that has not beaten for so long is taken for dead
 
@@ -190,7 +190,7 @@ def _rows(directory: Path) -> list[dict[str, str]]:
 
 def _metric(summary: Mapping[str, Any]) -> str | None:
     try:
-        return load_version(summary["version"]).terms(summary["workload"]).validation.metric
+        return recorded_version(summary).terms(summary["workload"]).validation.metric
     except (KeyError, UsageError):  # no record yet, or a version file that is not here
         return None
 

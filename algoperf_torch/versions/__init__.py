@@ -162,10 +162,34 @@ def version_names() -> list[str]:
 def load_version(name: str | Path) -> BenchmarkVersion:
     """A built-in version by its name, or a user's own by the path of its TOML file.
 
-    Raises `UnknownNameError` for a name that is neither, `UsageError` for a file that cannot be read as a version.
+    Raises `UnknownNameError` for a name that is neither, `UsageError` for a file that cannot be read as a version, or that
+    has the name of a built-in one: its trials would pass for trials of that.
     """
     text = str(name)
-    return _build_version(_find(text, Path())) if text.endswith(".toml") else _builtin(text)
+    if not text.endswith(".toml"):
+        return _builtin(text)
+    version = _build_version(_find(text, Path()))
+    if version.name in version_names():
+        raise UsageError(
+            f"Version file {text}: its name {version.name!r} is that of a built-in version. "
+            'Give it one of its own, as in name = "mine".'
+        )
+    return version
+
+
+def recorded_version(record: Mapping[str, Any]) -> BenchmarkVersion:
+    """The version that a trial ran under, from its `trial.json`; one of the user's own from the file that was given.
+
+    Raises `UsageError` where that file cannot be read or holds another version now.
+    """
+    name, options = record.get("version"), record.get("options")
+    given = options.get("version") if isinstance(options, Mapping) else None
+    if name in version_names() or not str(given).endswith(".toml"):
+        return load_version(str(name))
+    version = load_version(str(given))
+    if version.name != name:
+        raise UsageError(f"Version file {given} holds version {version.name!r} now; the trial ran under {name!r}.")
+    return version
 
 
 @cache

@@ -413,6 +413,29 @@ def official_version(tmp_path):
     return str(path)
 
 
+def test_own_version_is_read_from_its_file(run, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\ninherits = "local"\n[workloads.digits]\nbudget_seconds = 20\n')
+    run.summary["version"] = "mine"
+    run.summary["options"] |= {"version": str(file), "max_steps": 600}
+    run.summary["budget"] = {"seconds": 20.0, "steps": 600, "changed": False}
+    run.write()
+    assert findings(tmp_path) == []
+    file.write_text('name = "yours"\ninherits = "local"\n')
+    assert any("holds version 'yours' now; the trial ran under 'mine'" in text for text in findings(tmp_path))
+    file.unlink()
+    assert any("No version file" in text for text in findings(tmp_path))
+
+
+def test_own_file_does_not_replace_a_builtin_version(run, tmp_path):
+    file = tmp_path / "local.toml"
+    file.write_text('name = "local"\ninherits = "local"\n[workloads.digits]\nbudget_seconds = 20\n')
+    run.summary["options"]["version"] = str(file)
+    run.summary["budget"]["seconds"] = 20.0
+    run.write()
+    assert any("the budget was 20 s; the version's is 30 s" in text for text in findings(tmp_path))
+
+
 def test_official_run_is_valid(tmp_path, official_version):
     run = Run(tmp_path / "runs", version=official_version)
     run.summary["compile_policy"] = "fresh"

@@ -188,6 +188,13 @@ def test_unknown_names_list_the_known_ones():
         load_version("nowhere.toml")
 
 
+@pytest.mark.parametrize("name", ["", 'name = "v0.6"\n', 'name = "mini"\n'])
+def test_own_version_needs_a_name_of_its_own(tmp_path, name):
+    (tmp_path / "mine.toml").write_text(f'{name}inherits = "v0.6"\n')
+    with pytest.raises(UsageError, match="is that of a built-in version. Give it one of its own"):
+        load_version(tmp_path / "mine.toml")
+
+
 def test_a_users_file_may_inherit_from_a_version_or_a_neighbour(tmp_path):
     (tmp_path / "short.toml").write_text('name = "short"\ninherits = "v0.6"\n[workloads.ogbg]\nbudget_seconds = 100\n')
     (tmp_path / "shorter.toml").write_text('name = "shorter"\ninherits = "short.toml"\nbase_workloads = ["ogbg"]\n')
