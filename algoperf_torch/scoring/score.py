@@ -23,7 +23,7 @@ from algoperf_torch.scoring.logs import Flag, Logs, Problem, Severity, read_logs
 from algoperf_torch.scoring.table import Floats, as_old_pandas
 from algoperf_torch.scoring.times import Rule, StudyResult, StudyTimes, median_over_studies, study_times
 from algoperf_torch.spec import Ruleset, Target
-from algoperf_torch.versions import BenchmarkVersion, load_version
+from algoperf_torch.versions import BenchmarkVersion, load_version, version_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +359,8 @@ def _version_of(
                 f"These runs are of several versions: {', '.join(named)}. Score them apart, or add --version NAME --mixed."
             )
         version = named[0]
+        if version not in version_names():
+            raise LogError(f"These runs are of version {version!r}, which is not built in. Add --version FILE.toml, its file.")
     loaded = version if isinstance(version, BenchmarkVersion) else load_version(version)
     foreign = [name for name in named if name != loaded.name]
     if foreign and not mixed:

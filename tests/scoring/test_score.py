@@ -354,6 +354,11 @@ class TestOwnRuns:
         with pytest.raises(UnknownNameError, match=r"v0\.9"):
             score_runs([tmp_path / "runs"], "v0.9")
 
+    def test_runs_of_an_own_version_ask_for_its_file(self, tmp_path, write_reached, own_record):
+        write_reached(tmp_path, "alpha", 0, "digits", 1, 10.0, record=own_record(version="mine"))
+        with pytest.raises(LogError, match=r"'mine', which is not built in\. Add --version FILE\.toml"):
+            score_runs([tmp_path])
+
     def test_strict_asks_for_every_study(self, tmp_path, write_reached):
         for study in range(3):
             for trial in range(1, 6):
