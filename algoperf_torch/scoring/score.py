@@ -360,7 +360,9 @@ def _version_of(
             )
         version = named[0]
         if version not in version_names():
-            raise LogError(f"These runs are of version {version!r}, which is not built in. Add --version FILE.toml, its file.")
+            raise LogError(
+                f"These runs are of version {version!r}, which is not built in. Add --version FILE.toml, its file."
+            )
     loaded = version if isinstance(version, BenchmarkVersion) else load_version(version)
     foreign = [name for name in named if name != loaded.name]
     if foreign and not mixed:

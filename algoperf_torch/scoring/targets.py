@@ -27,7 +27,7 @@ from algoperf_torch.scoring.score import reading_progress
 from algoperf_torch.scoring.table import Floats, parse_object, read_bytes
 from algoperf_torch.scoring.terminal import printable
 from algoperf_torch.spec import Target, higher_is_better
-from algoperf_torch.versions import BenchmarkVersion, load_version
+from algoperf_torch.versions import BenchmarkVersion, load_version, version_names
 
 BUDGET_FACTOR = 4 / 3  # budget / training time of the target-setting runs
 EVALUATION_SHARE = 0.15  # of the training time: the authors' 10 to 20 %
@@ -57,6 +57,8 @@ class TargetsOptions:
     def __post_init__(self) -> None:
         if not self.runs:
             raise UsageError("No run directory given. Write, for example: algoperf targets runs/ --out mine.toml")
+        if self.name in version_names():
+            raise UsageError(f"--name {self.name}: a built-in version has this name. Choose another.")
         for option in ("budget_factor", "evaluation_share"):
             if not 0 < getattr(self, option) < math.inf:
                 raise UsageError(f"--{option.replace('_', '-')} {getattr(self, option)}: must be a positive number.")

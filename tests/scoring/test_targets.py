@@ -103,6 +103,8 @@ def test_mistakes(tuning, tmp_path, write_trial):
         set_targets(TargetsOptions(runs=(tmp_path / "nan",)))
     with pytest.raises(UsageError, match="--budget-factor -1"):
         TargetsOptions(runs=(tmp_path,), budget_factor=-1)
+    with pytest.raises(UsageError, match=r"--name v0\.6: a built-in version has this name"):
+        TargetsOptions(runs=(tmp_path,), name="v0.6")
     assert cli.main(["targets", str(tuning / "tuning"), "--out", "x.txt"]) == 2
     assert cli.main(["targets", str(tuning / "tuning"), "--out", "/dev/null/x.toml"]) == 2
     assert cli.main(["targets", str(tuning / "tuning"), "--base", "v7"]) == 2
