@@ -1,9 +1,10 @@
-"""How much memory preparing and loading take on click logs of several gigabytes.
+"""How much memory preparing and loading take on raw files of several gigabytes.
 
-    python -m benchmarks.data.peak_memory [--gigabytes 6] [--folder DIR]
+    python -m benchmarks.data.peak_memory [--dataset fastmri] [--gigabytes 6] [--folder DIR]
 
-Writes 24 day files (the same 20,000 lines again and again), prepares them with two workers, then reads an epoch of training
-batches and all evaluation batches, each in processes of its own. Their memory is added up every twentieth of a second:
+Writes 24 day files of click logs (the same 20,000 lines again and again), or volumes of slices (the same two under many
+names), prepares them with two workers, then reads an epoch of training batches and all evaluation batches, each in processes
+of its own. Their memory is added up every twentieth of a second:
 `own` is what belongs to the processes; `resident` counts the mapped pages of packed files, too, which the system holds as
 long as nobody else needs the room. The files, twice the given size at most, are deleted in the end.
 """
@@ -26,8 +27,13 @@ from algoperf_torch.spec import Split
 from algoperf_torch.workloads.criteo1tb.prepare import NUM_TEST_PIECES
 from algoperf_torch.workloads.criteo1tb.records import NUM_CATEGORICAL, NUM_DENSE
 from algoperf_torch.workloads.criteo1tb.synth import NUM_PIECES, draw
+from algoperf_torch.workloads.fastmri.data import CROP
+from algoperf_torch.workloads.fastmri.prepare import TRAIN_FOLDERS, VAL_FOLDERS
+from algoperf_torch.workloads.fastmri.synth import WIDTHS, write_volume
 
 DAYS, LINES = 24, 20_000
+SLICES = 36
+BATCH_SIZES = {"criteo1tb": 65_536, "fastmri": 32}
 EVERY = 0.05  # seconds
 LOAD = """
 import sys
@@ -35,9 +41,9 @@ from pathlib import Path
 from algoperf_torch.spec import EVALUATION_SPLITS
 from algoperf_torch.workloads.registry import build_workload
 
-workload = build_workload("criteo1tb", Path(sys.argv[1]))
+workload = build_workload(sys.argv[2], Path(sys.argv[1]))
 workload.open()
-size = 65_536
+size = int(sys.argv[3])
 make = workload.train_batches(seed=0, global_batch_size=size, rank=0, world_size=1)
 for draw in range(workload.spec.num_train // size):
     workload.finish_batch(make(draw))
@@ -65,6 +71,27 @@ def write_days(folder: Path, size: float) -> int:
     counts = {str(split): count for split, count in examples.items()}
     write_manifest(folder, Manifest(dataset="criteo1tb", examples=counts, files=(), synthetic=True))
     return DAYS * copies * len(block)
+
+
+def write_volumes(folder: Path, size: float) -> int:
+    """Bytes of all files. Those of a split are links to one file with as many slices as the owner's have."""
+    random, total, examples = np.random.default_rng(0), 0, {}
+    for split, name, share in ((Split.TRAIN, TRAIN_FOLDERS[0], 0.8), (Split.VALIDATION, VAL_FOLDERS[0], 0.1)):
+        (folder / name).mkdir()
+        first = folder / name / "file1000000.h5"
+        write_volume(first, SLICES, WIDTHS[0], CROP, random)
+        copies = max(1, round(share * size / first.stat().st_size))
+        examples[str(split)] = copies * SLICES
+        copies *= 1 if split is Split.TRAIN else 2  # half of them are for testing
+        for number in range(1, copies):
+            first.with_name(f"file{1_000_000 + number}.h5").hardlink_to(first)
+        total += copies * first.stat().st_size
+    examples[str(Split.TEST)] = examples[str(Split.VALIDATION)]
+    write_manifest(folder, Manifest(dataset="fastmri", examples=examples, files=(), synthetic=True))
+    return total
+
+
+WRITERS = {"criteo1tb": write_days, "fastmri": write_volumes}
 
 
 def watch(command: list[str]) -> dict[str, float]:
@@ -98,18 +125,20 @@ def _children(process: psutil.Popen) -> list[psutil.Process]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=sorted(WRITERS), default="criteo1tb")
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder)
         (root / "raw").mkdir()
-        results: dict[str, object] = {"raw_gb": write_days(root / "raw", 1e9 * options.gigabytes) / 1e9}
-        prepare = ["data", "prepare", "criteo1tb", "--raw", str(root / "raw"), "--out", str(root / "data")]
+        results: dict[str, object] = {"raw_gb": WRITERS[options.dataset](root / "raw", 1e9 * options.gigabytes) / 1e9}
+        prepare = ["data", "prepare", options.dataset, "--raw", str(root / "raw"), "--out", str(root / "data")]
         results["prepare"] = watch([sys.executable, "-m", "algoperf_torch.cli", *prepare, "--workers", "2"])
         packed = sum(file.stat().st_size for file in (root / "data").rglob("*") if file.is_file())
         results["packed_gb"] = packed / 1e9
-        results["load"] = watch([sys.executable, "-c", LOAD, str(root / "data")])
+        size = str(BATCH_SIZES[options.dataset])
+        results["load"] = watch([sys.executable, "-c", LOAD, str(root / "data"), options.dataset, size])
     print(json.dumps(results, indent=1))
 
 
