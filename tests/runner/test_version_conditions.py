@@ -82,15 +82,14 @@ def test_the_trial_records_what_was_in_force(tmp_path, version):
     assert (trial["options"]["model_scale"], trial["options"]["compile"]) == ("mini", False)
     assert trial["compile_policy"] == "off"
 
-    def findings(name, **change):
-        trial["version"], trial["options"]["max_steps"] = name, None
-        path.write_text(json.dumps({**trial, "options": {**trial["options"], **change}}))
+    def findings(**change):
+        path.write_text(json.dumps({**trial, "options": {**trial["options"], "max_steps": None, **change}}))
         (audited,) = audit([tmp_path / "runs"])
         return [finding.text for finding in audited.findings if "changes the rules" in finding.text]
 
-    assert findings(version) == []
-    assert findings(version, model_scale="full") == ["--model-scale full changes the rules"]
-    assert findings(version, eval_period=0.5) == ["--eval-period 0.5 changes the rules"]
+    assert findings() == []
+    assert findings(model_scale="full") == ["--model-scale full changes the rules"]
+    assert findings(eval_period=0.5) == ["--eval-period 0.5 changes the rules"]
 
 
 def test_other_data_are_refused(tmp_path, version, capsys):
