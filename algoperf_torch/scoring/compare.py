@@ -129,9 +129,12 @@ def _print(result: ScoreResult, comparison: Comparison, names: Sequence[str], co
     shown = [printable(name) for name in names]
     console.print(Text(verdict(comparison, *shown), style="bold"))
     over = f"{comparison.workloads} workload{'s' if comparison.workloads != 1 else ''} of version {result.version.name}"
-    interval = f"{comparison.low:.2f} to {comparison.high:.2f} times in {LEVEL:.0%} of resampled studies, over {over}."
     if comparison.studies < 2:
         interval = f"One study, over {over}: no interval can be given."
+    else:
+        interval = (
+            f"{comparison.low:.2f} to {comparison.high:.2f} times in {LEVEL:.0%} of resampled studies, over {over}."
+        )
     console.print(
         Text(
             f"{interval} Would it hold on other workloads? p = {comparison.p_workloads:.2g}; smallest possible: "

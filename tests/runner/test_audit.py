@@ -536,11 +536,9 @@ def test_audit_does_not_import_torch():
 
 
 def test_real_run_is_valid(tmp_path):
-    """What the runner writes satisfies every check, and one edited digit is found."""
+    """What the runner writes satisfies every check; half of a time that is longer than the slack is found."""
     arguments = ["--workload", "digits", "--submission", "nadamw", "--out", str(tmp_path), "--no-compile"]
-    assert (
-        run_module.main([*arguments, "--max-steps", "200", "--eval-period", "0.1"]) == 0
-    )  # half of its time exceeds the slack
+    assert run_module.main([*arguments, "--max-steps", "200", "--eval-period", "0.1"]) == 0
     assert findings(tmp_path) == []
     (path,) = tmp_path.rglob("eval_measurements.csv")
     lines = path.read_text().splitlines()

@@ -186,6 +186,7 @@ def _pairs(result: ScoreResult) -> list[dict[str, Any]]:
                 "speedup": found.speedup,
                 "low": found.low,
                 "high": found.high,
+                "studies": found.studies,
                 "p": found.p_studies,
                 "smallest": found.p_studies_smallest,
                 "decided": found.decided,

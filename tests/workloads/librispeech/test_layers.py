@@ -114,3 +114,14 @@ def test_subsampling_hides_padding():
     changed[:, 10:] = 100.0  # the first two padded frames are seen by the convolution at the last valid one
     torch.testing.assert_close(layer(x, paddings)[0][:, :2], layer(changed, paddings)[0][:, :2])
     torch.testing.assert_close(layer(x, paddings)[0][:, 2:], layer.linear.bias.expand(1, 2, 4))
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_compiled_subsampling_stores_no_booleans(activation):
+    """Compiled code on a CPU stores them one by one, which made compiled speech models slower than eager ones."""
+    layer, kept = Subsampling(8, activation), []
+    compiled = torch.compile(layer, backend="aot_eager_decomp_partition", fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.dtype) or x, lambda x: x):
+        x, _ = compiled(torch.randn(2, 16, 80), torch.zeros(2, 16))
+    x.sum().backward()
+    assert set(kept) == {torch.float32}
